@@ -54,6 +54,7 @@ class Tokenizer:
                   (or with `--bos=no`); `bos_choice` is "yes" or "no" if the user overruled the files
     named_bos_id  the BOS that the files name; chat templates may use it even if `bos_id` is None
     end_ids       tokens that end a generated text
+    rows          that an embedding must have for it; at most `vocab_size`, which counts every id
     files         to save beside the weights; `chat_template` is the folder's own, as text
     fingerprint   the same for two files that give the same ids by the same rules
     """
@@ -62,8 +63,8 @@ class Tokenizer:
         settings = TokenizerSettings(path)
         self.core, self.special, self.added, roles = open_file(path, settings)
         self.kind, self.bos_choice, self.chat_template = self.core.kind, bos, settings.chat_template()
-        self.files = [path] + [path.parent / name for name in CARRIED
-                               if name != path.name and (path.parent / name).is_file()]
+        beside = CARRIED[2 if path.suffix == ".json" else 1:]
+        self.files = [path, *filter(Path.is_file, map(path.parent.joinpath, beside))]
         known = self.added | self.special
         self.named_bos_id, self.eos_id, self.pad_id, self.unk_id = (
             settings.token_id(role, known, roles.get(role), self.core.size) for role in ROLES)
@@ -73,7 +74,11 @@ class Tokenizer:
         self.bos_id = self.named_bos_id if adds_bos else None
         ends = [self.eos_id, *settings.end_ids(), *map(known.get, END_TOKENS)]
         self.end_ids = tuple(sorted({index for index in ends if index is not None}))
-        self.vocab_size = max([self.core.size - 1, *known.values()]) + 1
+        self.rows = self.vocab_size = max([self.core.size - 1, *known.values()]) + 1
+        # Gemma 3's text models have no row for their last token, <image_soft_token>
+        unused = {index for text, index in self.special.items() if text not in self.chat_template}
+        while self.rows - 1 in unused - {self.named_bos_id, *self.end_ids}:
+            self.rows -= 1
         if self.kind == "sentencepiece" and self.unk_id not in (self.named_bos_id, self.eos_id, self.pad_id):
             # sentencepiece's <unk> stands for text that could not be encoded
             self.special = {text: index for text, index in self.special.items() if index != self.unk_id}
@@ -83,10 +88,12 @@ class Tokenizer:
         self._text_of = {index: text for text, index in (self.special if finds_added else known).items()}
         # Longest first. Special tokens are in the pattern, so that added ones match where the reference's do;
         # but special tokens stay text.
-        texts = "|".join(map(re.escape, sorted(known, key=lambda text: (-len(text), text))))
+        texts = "|".join(map(settings.pattern, sorted(known, key=lambda text: (-len(text), text))))
         self._added_pattern = re.compile(texts if self.added and not finds_added else "(?!)")
+        # no space before text that follows such a token
+        self._joins_added = bool(self.added) and settings.config.get("legacy") is False
         facts = [self.kind, self.core.facts(), sorted(self.special.items()), sorted(self.added.items()),
-                 self.bos_id, self.eos_id]
+                 self.bos_id, self.eos_id, self._added_pattern.pattern, self._joins_added]
         self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def encode(self, text: str, bos: bool = False, eos: bool = False, continued: bool = False) -> list[int]:
@@ -94,9 +101,10 @@ class Tokenizer:
         ids = [self._required("bos", self.named_bos_id)] if bos else []
         text, done = clean_text(text), 0
         for match in self._added_pattern.finditer(text):
-            if match[0] in self.added:
-                ids += [*self.core.encode(text[done:match.start()], continued), self.added[match[0]]]
-                done = match.end()
+            token = match[0] if match[0] in self.added else match[0].strip()
+            if token in self.added:
+                ids += [*self.core.encode(text[done:match.start()], continued), self.added[token]]
+                done, continued = match.end(), continued or self._joins_added
         ids += self.core.encode(text[done:], continued)
         return [*ids, self._required("eos", self.eos_id)] if eos else ids
 
@@ -131,7 +139,7 @@ class Tokenizer:
 def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
     """Open the tokenizer of a model folder, or one tokenizer file of it.
 
-    `tokenizer.model` is preferred to `tokenizer.json`: where both exist, the second was made from the first.
+    `tokenizer.model` is preferred to `tokenizer.json`, which is made from it, unless their pieces differ.
     `bos`: whether documents and prompts begin with BOS, "yes" or "no"; "auto" follows the tokenizer's files,
     which is wrong for models that are published without the BOS that they were trained with.
     """
@@ -141,6 +149,8 @@ def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
         if not found:
             raise UserError(f"{path}: no tokenizer.model or tokenizer.json in this folder")
         path = found[0]
+        if len(found) == 2 and sp.other_pieces(*found):
+            path = found[1]
     check_file(path, max_bytes=256 << 20)  # the largest published tokenizer file has about 35 MB
     try:
         return Tokenizer(path, bos)
@@ -161,7 +171,8 @@ def open_file(path: Path, settings: TokenizerSettings) -> tuple[Any, Ids, Ids, d
         return open_byte_level(file) or HubBackend(file), special, added, {}
     data = path.read_bytes()
     if not re.match(rb"\s*[A-Za-z0-9+/]+=* +[0-9]+\s", data[:4096]):
-        return open_sentencepiece(sp.SentencePieceModel(data), special, added)
+        prefix = settings.config.get("add_prefix_space") is not False
+        return open_sentencepiece(sp.SentencePieceModel(data, prefix), special, added)
     core = open_tiktoken(data)
     special = special or llama3_special_tokens(core.size)
     roles = {"bos": special.get("<|begin_of_text|>"), "eos": special.get("<|end_of_text|>")}
@@ -184,7 +195,9 @@ def open_sentencepiece(model: sp.SentencePieceModel, special: Ids, added: Ids) -
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Copy the tokenizer's files; the user's choice of BOS (--bos) is written into them."""
-    for path in tokenizer.files:
+    first, *beside = tokenizer.files
+    (folder / CARRIED[first.suffix == ".json"]).write_bytes(first.read_bytes())
+    for path in beside:
         (folder / path.name).write_bytes(path.read_bytes())
     if tokenizer.bos_choice == "auto":
         return
@@ -213,10 +226,8 @@ def train_sentencepiece(texts: Iterable[str], folder: str | Path, vocab_size: in
     """Train a BPE tokenizer on texts and write it to `folder`; the same texts give the same tokenizer.
 
     Ids: 0 <unk>, 1 <s>, 2 </s>, 3 <pad>, then the user-defined symbols, the 256 bytes and the learnt pieces.
-    Characters rarer than `character_coverage` are spelt in bytes; each digit is a piece, as in Llama, so that
-    doses and laboratory values keep their place values. Text is not normalised, as in the bases of MMedLM:
-    NFKC turns 10⁵ into 105 and ㎍ into μg, which in a medical text is another number or another word, and
-    decode(encode(text)) would no longer be the text.
+    Characters rarer than `character_coverage` are spelt in bytes; each digit is a piece, as in Llama. Text is
+    not normalised, as in the bases of MMedLM: NFKC turns 10⁵ into 105 and ㎍ into μg.
     """
     symbols = list(user_defined_symbols)
     if odd := [symbol for symbol in symbols if not symbol or re.search(r"\s", symbol)]:

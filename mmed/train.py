@@ -195,7 +195,7 @@ def load_data(config: TrainConfig) -> tuple[Tokenizer | None, PretrainRows | Exa
                                          if known else "no such folder"))
     rows, shape = loader.make_rows(config, tokenizer), model_config(config, tokenizer)
     sizes = {stream.prefix: stream.vocab_size for stream in rows.streams}
-    sizes |= {folder: tokenizer.vocab_size} if tokenizer else {}
+    sizes = {folder: tokenizer.rows} if tokenizer else sizes  # then the streams are its own
     for name, size in sizes.items():
         if size > shape.vocab_size:
             raise UserError(f"{name}: has ids up to {size - 1}, but the embedding of {config.model} "

@@ -104,15 +104,18 @@ WHOLE = {
     "resized": ({}, 104, 4), "resized, new rows trained": ({"trainable_token_indices": [97, 99]}, 104, 4),
     "dora": ({"use_dora": True}, 0, 4),
     "dora with patterns": ({"use_dora": True, "use_rslora": True, "rank_pattern": {"v_proj": 2},
-                            "alpha_pattern": {"q_proj": 3}}, 0, 4)}
+                            "alpha_pattern": {"q_proj": 3}}, 0, 4),
+    "resized and saved": ({"modules_to_save": ["embed_tokens", "lm_head"]}, 104, 4),
+    "head": ({"target_modules": ["q_proj", "lm_head"]}, 0, 3),
+    "head by pattern": ({"target_modules": r".*(q_proj|lm_head)", "use_dora": True}, 0, 3)}
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", [*PLAIN, *WHOLE])
 def test_adapters_of_peft_give_its_logits_and_merge_to_them(tmp_path, kind, tied):
     settings, rows, layers = (PLAIN | WHOLE)[kind]
-    if kind == "embedding and tied head" and not tied:
-        pytest.skip("a setting of tied models")
+    if (kind == "embedding and tied head" and not tied) or (kind.startswith("head") and tied):
+        pytest.skip("a setting of tied models, or of others")
     theirs, ours = pair(tmp_path / "base", tied, rows)
     wrapped = peft.get_peft_model(theirs, peft.LoraConfig(**CAUSAL | settings)).eval()
     change_what_trains(wrapped, 6)
@@ -191,15 +194,25 @@ def test_adapters_of_every_family_go_both_ways_and_merge_to_the_same_weights(tmp
 
 
 def test_an_adapter_of_medgemma_opens_unless_it_adapts_the_images_too(tmp_path):
+    first = "model.language_model.layers.0.self_attn.q_proj"
     for name, targets in {"text": r".*language_model.*\.(q|v)_proj", "all": r".*\.(q|v)_proj"}.items():
         theirs = tiny_medgemma()
         theirs.save_pretrained(tmp_path / "base")
-        wrapped = peft.get_peft_model(theirs, peft.LoraConfig(r=2, target_modules=targets)).eval()
+        wrapped = peft.get_peft_model(theirs, peft.LoraConfig(r=2, target_modules=targets,
+                                                               alpha_pattern={first: 30})).eval()
         change_what_trains(wrapped, 12)
         wrapped.save_pretrained(tmp_path / name)
         if name == "text":
             ours, expected = load_pretrained(tmp_path / "base")[0], wrapped(input_ids=IDS).logits
             assert load_adapter(ours, tmp_path / name) == 6 and close(ours(IDS), expected)
+            save_adapter(ours, tmp_path / "ours")
+            for again in (tiny_medgemma(), load_pretrained(tmp_path / "base")[0]):
+                if isinstance(again, Transformer):
+                    assert load_adapter(again, tmp_path / "ours") == 6
+                else:
+                    again = peft.PeftModel.from_pretrained(again, tmp_path / "ours").eval()
+                out = again(input_ids=IDS)
+                assert close(getattr(out, "logits", out), expected)
     with pytest.raises(UserError, match=r"unexpected.*vision_tower"):
         load_adapter(load_pretrained(tmp_path / "base")[0], tmp_path / "all")
 

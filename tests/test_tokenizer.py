@@ -145,6 +145,51 @@ def test_tokens_that_tokenizer_json_names_are_known_beside_tokenizer_model(tmp_p
     assert 701 in ours.encode("a<think>b") and 700 in ours.end_ids
 
 
+@pytest.mark.parametrize("with_json", [False, True])
+@pytest.mark.parametrize("settings", [{"add_prefix_space": False}, {"lstrip": True, "rstrip": True},
+                                      {"single_word": True}, {"normalized": True}], ids=str)
+def test_settings_beside_sentencepiece_count_as_in_transformers(tmp_path, settings, with_json):
+    transformers = pytest.importorskip("transformers")
+    train_sentencepiece(corpus(), tmp_path, 700)
+    token = {"content": "<think>", "special": False, "normalized": False, "lstrip": False, "rstrip": False,
+             "single_word": False}
+    config = {"bos_token": "<s>", "eos_token": "</s>", "legacy": False, "tokenizer_class": "LlamaTokenizer"}
+    config |= {"add_prefix_space": settings.get("add_prefix_space")}
+    decoder = {"700": token | {key: value for key, value in settings.items() if key in token}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"added_tokens_decoder": decoder}))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    if not with_json:
+        (tmp_path / "tokenizer.json").unlink()
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.kind == "sentencepiece"
+    for text in ("fever", "a<think>b", "a  <think> \n b", "<think>x y", "<think> <think>", "a <think>"):
+        ids = theirs(text, split_special_tokens=True, add_special_tokens=False).input_ids
+        assert ours.encode(text) == ids, text
+
+
+def test_a_tokenizer_file_is_saved_under_the_name_that_folders_have(tmp_path, spm):
+    """A tokenizer.json given by name does not take the tokenizer.model beside it along."""
+    (tmp_path / "out").mkdir()
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (tmp_path / f"my-{name}").write_bytes((spm / name).read_bytes())
+        (tmp_path / "tokenizer.model").write_bytes(b"another model")
+        ours = load_tokenizer(tmp_path / f"my-{name}")
+        save_tokenizer(ours, tmp_path / "out")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+        assert load_tokenizer(tmp_path / "out").fingerprint == ours.fingerprint
+        (tmp_path / "out" / name).unlink()
+
+
+def test_a_tokenizer_json_of_another_vocabulary_goes_before_tokenizer_model(tmp_path, spm):
+    """As in transformers: fine-tuned models that extended only the one leave the base's other file there."""
+    train_sentencepiece(corpus(), tmp_path, 700)
+    (tmp_path / "tokenizer.model").write_bytes((spm / "tokenizer.model").read_bytes())
+    ours = load_tokenizer(tmp_path)
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert ours.vocab_size == 700 and ours.kind == "Hugging Face tokenizers"
+    assert ours.encode(SENTENCES[0], bos=True) == theirs.encode(SENTENCES[0]).ids
+
+
 @pytest.mark.parametrize("symbols", [[], ["m'g", "▁pat", "ev"]])
 def test_a_tokenizer_trained_here_gives_the_same_ids_in_transformers(tmp_path, rng, symbols):
     transformers = pytest.importorskip("transformers")
@@ -325,6 +370,32 @@ def test_a_token_that_the_settings_name_is_special(tmp_path, named, change):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
     ours, _ = saved(hf_byte_level(LLAMA3, added=["<|tool|>"]), tmp_path, **change)
     assert ours.special["<|tool|>"] not in ours.encode("see <|tool|> here")
+
+
+BOS_FIRST = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+                                                      {"Sequence": {"id": "A", "type_id": 0}}],
+             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+             "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0],
+                                                  "tokens": ["<|endoftext|>"]}}}
+
+
+@pytest.mark.parametrize("processor", [
+    None, BOS_FIRST, {"type": "Sequence", "processors": [BYTE_LEVEL, BOS_FIRST]}, {
+        "type": "RobertaProcessing", "sep": ["<|eot_id|>", 1], "cls": ["<|endoftext|>", 0],
+        "trim_offsets": True, "add_prefix_space": False}], ids=str)
+@pytest.mark.parametrize("choice", [{}, {"add_bos_token": True}, {"add_bos_token": False}], ids=str)
+@pytest.mark.parametrize("flags", [{}, {"special": True}], ids=str)
+def test_bos_and_the_flags_of_tokens_are_as_transformers_reads_them(tmp_path, processor, choice, flags):
+    transformers = pytest.importorskip("transformers")
+    decoder = {"700": {"content": "<think>", "special": False, "normalized": False} | flags}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(choice | {
+        "bos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast",
+        "added_tokens_decoder": decoder}))
+    ours, _ = saved(hf_byte_level(LLAMA3, added=["<think>"]), tmp_path, post_processor=processor)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (ours.bos_id == 0) == (theirs.encode("Fever")[0] == 0)
+    ids = theirs("a<think>b", split_special_tokens=True, add_special_tokens=False).input_ids
+    assert ours.encode("a<think>b") == ids
 
 
 @pytest.mark.parametrize("choice", ["yes", "no"])

@@ -1,14 +1,6 @@
 """Inspect and convert model folders.
 
-    python -m mmed.checkpoints COMMAND ...
-
-    inspect FOLDER             family, shape, weights, context length, tokenizer
-    export FOLDER OUT          a model folder, or the result of a run, with a card that says how it was made;
-                               --layout llama unpacks InternLM 1 or 2 so that transformers opens it;
-                               --step N takes a checkpoint of the run
-    merge FOLDER ADAPTER OUT   a LoRA adapter merged into its model
-    extend FOLDER OUT          more vocabulary for a new language
-    import-gguf FILE OUT       a GGUF file as a model folder
+    python -m mmed.checkpoints COMMAND --help     (inspect, export, merge, extend, import-gguf)
 """
 from __future__ import annotations
 
@@ -76,8 +68,9 @@ def inspect(options: argparse.Namespace) -> None:
     tokens = "none in this folder"
     if pretrained.has_tokenizer(path):
         tokenizer = load_tokenizer(path)
-        spare = config.vocab_size - tokenizer.vocab_size
-        fits = f"{spare:,} rows of padding" if spare >= 0 else "TOO MANY: this folder cannot be loaded"
+        fits = f"{max(config.vocab_size - tokenizer.vocab_size, 0):,} rows of padding"
+        if tokenizer.rows > config.vocab_size:
+            fits = "TOO MANY: this folder cannot be loaded"
         tokens = (f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids ({fits}), bos {tokenizer.bos_id}, "
                   f"eos {tokenizer.eos_id}, a text ends at {list(tokenizer.end_ids)}")
     print(f"family         {config.family} ({FAMILIES[config.family].architecture})\n"
@@ -93,8 +86,10 @@ def inspect(options: argparse.Namespace) -> None:
 
 def chosen_dtype(options: argparse.Namespace) -> torch.dtype:
     if options.dtype == "auto":
-        there = (Path(options.folder) / "config.json").is_file()  # a run may have started from a shape
-        return pretrained.stored_dtype(Path(options.folder)) if there else torch.float32
+        if not (Path(options.folder) / "config.json").is_file():  # a run may have started from a shape
+            return torch.float32
+        stored = pretrained.stored_tensors(options.folder).values()
+        return max(stored, key=lambda tensor: tensor.nbytes).dtype
     return getattr(torch, options.dtype)
 
 

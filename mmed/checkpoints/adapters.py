@@ -1,8 +1,8 @@
 """LoRA adapters in PEFT's files: `adapter_config.json` and `adapter_model.safetensors`, ours or PEFT's.
 
-Supported: LoRA with rank and alpha patterns, DoRA (merged on loading), and parts saved in full: modules
-(`modules_to_save`), rows of embedding and head (`trainable_token_indices`), a resized vocabulary. DoRA:
-Liu et al., arXiv 2402.09353.
+Supported: LoRA with rank and alpha patterns, DoRA (arXiv 2402.09353) and LoRA on the head, both merged on
+loading, and parts saved in full: modules (`modules_to_save`), rows of embedding and head
+(`trainable_token_indices`), a resized vocabulary.
 """
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ def save_adapter(model: Transformer, folder: str | Path, base_model: str = "") -
     layers = adapted_layers(model)
     first = next(iter(layers.values()))
     published = {name: published_name(model.config, name) for name in layers}
+    images = model.config.extra.get("config", {}).get("_images")  # PEFT adapts the whole model, as published
+    if images:
+        published = {name: other.replace("model", "model.language_model", 1)
+                     for name, other in published.items()}
     values = {}
     for name, layer in layers.items():
         for part in ("lora_A", "lora_B"):
@@ -60,7 +64,7 @@ def save_adapter(model: Transformer, folder: str | Path, base_model: str = "") -
         return
     targets = sorted({name.rpartition(".")[2] for name in published.values()})
     # not all layers of that name: PEFT needs full names
-    if set(target_names(model.config, targets)) != set(layers):
+    if images or set(target_names(model.config, targets)) != set(layers):
         targets = sorted(published.values())
     ranks = {published[name]: layer.rank for name, layer in layers.items() if layer.rank != first.rank}
     alphas = {published[name]: layer.alpha for name, layer in layers.items() if layer.alpha != first.alpha}
@@ -110,7 +114,8 @@ def load_adapter(model: Transformer, folder: str | Path) -> int:
     found = {}
     for key, value in read_tensors(legacy if legacy.is_file() and not safe.is_file() else safe).items():
         name = own_name(model.config, text_name(model.config, key.removeprefix(PREFIX)))
-        found[name.replace(".token_adapter.base_layer", "")] = value
+        if ".original_module." not in name:  # PEFT saves it, and the wrappers' names, of a resized embedding
+            found[re.sub(r"\.(token_adapter|base_layer|modules_to_save)(?=\.)", "", name)] = value
     parameters = {**dict(model.named_parameters()), EMBEDDING: model.embed_tokens.weight,
                   HEAD: model.head_weight}
     with reading(folder / "adapter_config.json"):
@@ -130,7 +135,7 @@ def load_adapter(model: Transformer, folder: str | Path) -> int:
     if not settings:
         raise UserError(f"{folder}: not an adapter of this model: it adapts none of its layers")
     # PEFT saves the tokenizer beside an adapter
-    ids = load_tokenizer(folder).vocab_size if has_tokenizer(folder) else 0
+    ids = load_tokenizer(folder).rows if has_tokenizer(folder) else 0
     if ids > len(ends.get(EMBEDDING, model.embed_tokens.weight)):
         raise UserError(f"{folder}: trained with a tokenizer of {ids} ids, more than this model has; apply "
                         "it to the base model with the extended vocabulary")
@@ -145,7 +150,8 @@ def load_adapter(model: Transformer, folder: str | Path) -> int:
         layer.lora_A.data.copy_(found[f"{name}.lora_A.weight"])
         layer.lora_B.data.copy_(found[f"{name}.lora_B.weight"])
         magnitude = found.get(f"{name}.lora_magnitude_vector")
-        model.set_submodule(name, layer if magnitude is None else layer.merged(magnitude))
+        merged = magnitude is not None or name == "lm_head"  # the model reads the head's weight alone
+        model.set_submodule(name, layer.merged(magnitude) if merged else layer)
     return len(settings)
 
 
@@ -155,12 +161,16 @@ def _adapted_layers(model: Transformer, found: dict[str, Tensor], config: dict) 
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     layers = {key.partition(".lora_")[0] for key in found} & linear
     if isinstance(config["target_modules"], list) and not SOME_LAYERS & config.keys():
-        layers |= set(target_names(model.config, config["target_modules"]))
+        head = published_name(model.config, "lm_head")
+        targets = [text_name(model.config, target) for target in config["target_modules"]]
+        layers |= set(target_names(model.config, [target for target in targets if target != head]))
+        layers |= linear & {"lm_head"} if head in targets else set()
 
     def by_pattern(key: str, name: str, otherwise: float) -> float:
         """The value of the first pattern that matches the end of a layer's name, as in PEFT."""
         return next((value for pattern, value in config[key].items()
-                     if re.match(rf"(.*\.)?({pattern})$", published_name(model.config, name))), otherwise)
+                     if re.match(rf"(.*\.)?({text_name(model.config, pattern)})$",
+                                 published_name(model.config, name))), otherwise)
 
     try:
         return {name: (by_pattern("rank_pattern", name, config["r"]),
@@ -176,7 +186,7 @@ def _embedding_and_head(model: Transformer, found: dict[str, Tensor], indices: l
     tied = model.config.tie_word_embeddings
     ends = {end: found.pop(end) for end in ENDS if end in found}
     rows = {end: found.pop(key) for end in ENDS
-            if (key := end.replace("weight", "token_adapter.trainable_tokens_delta")) in found}
+            if (key := end.replace("weight", "trainable_tokens_delta")) in found}
     places: dict[str, Any] = dict.fromkeys(rows or ENDS[:1], indices) if indices else {}
     if isinstance(indices, dict):
         places = {end: at for key, at in indices.items() for end in ENDS

@@ -3,12 +3,9 @@
     text of the new language --old tokenizer--> pieces --join the most frequent neighbours--> new pieces
     row of a new piece in embedding and head = mean of the rows of the old pieces that it replaces
 
-In: a model folder whose tokenizer is BPE (sentencepiece `tokenizer.model`, or byte-level `tokenizer.json`).
-Out: one with more pieces; every old piece keeps its id and its row, and new merges come after all old ones. A
+In: a model folder with a BPE tokenizer. Out: one with more pieces; every old piece keeps its id and row. A
 character that the old tokenizer spells in bytes becomes a piece first. Only runs of letters are joined.
-
-References: Sennrich et al. 2016 (BPE); Cui et al. 2023, arXiv 2304.08177 (Chinese LLaMA: pieces added to
-Llama's); Hewitt 2021 (new rows at the mean).
+References: Sennrich et al. 2016 (BPE); Cui et al. 2023, arXiv 2304.08177; Hewitt 2021 (rows at the mean).
 """
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ INTERNLM3 = PLAIN | {"rms_norm_eps": 1e-5, "num_key_value_heads": 2, "head_dim":
                      "bias": False}
 MISTRAL = PLAIN | {"head_dim": None, "sliding_window": 4096, "num_key_value_heads": 8}
 QWEN = PLAIN | {"sliding_window": 4096, "layer_types": None, "use_sliding_window": False,
-                "max_window_layers": 1000}
+                "max_window_layers": 28}
 OLMO = PLAIN | {"attention_bias": False, "rms_norm_eps": 1e-5}
 # What a missing or empty key means depends on the version of transformers.
 APERTUS = OLMO | {"rope_theta": NEEDED, "rope_scaling": NEEDED}
@@ -219,7 +219,8 @@ def read_rotary(rotary: dict | None) -> dict:
 def flat_rotation(config: dict) -> dict:
     """`config` with the `rope_parameters` of transformers 5 spelled as in version 4. Gemma 3 has two sets:
     its sliding layers rotate with a base of their own, and are never scaled."""
-    scaling = read_value(config, "rope_parameters", None) or read_value(config, "rope_scaling", None) or {}
+    new, old = (read_value(config, key, None) for key in ("rope_parameters", "rope_scaling"))
+    scaling = new or old or {}
     local = config.get("rope_local_base_freq")
     if FULL in scaling:
         reject_unknown(scaling, {FULL, SLIDING}, "rope_parameters")
@@ -227,6 +228,8 @@ def flat_rotation(config: dict) -> dict:
         if read_scaling(sliding):
             raise UserError("config.json: rotary scaling of the sliding layers is not supported")
         local = sliding.get("rope_theta")
+    if new and old and read_scaling(scaling) != read_scaling(old):
+        raise UserError("config.json: rope_parameters and rope_scaling contradict each other; remove one")
     flat = {"rope_theta": scaling.get("rope_theta", config.get("rope_theta")),
             "rope_scaling": {key: value for key, value in scaling.items() if key != "rope_theta"} or None,
             "rope_local_base_freq": local}
@@ -286,7 +289,7 @@ def text_part(config: dict) -> dict:
     text = read_value(config, "text_config")
     require_value(text, "model_type", ("gemma3_text",))
     given = {key: config[key] for key in shared if config.get(key) is not None}
-    return text | {"model_type": "gemma3_text"} | given
+    return text | {"model_type": "gemma3_text", "_images": True} | given  # a key with _ is not written
 
 
 def read_config(config: dict) -> ModelConfig:

@@ -96,16 +96,12 @@ def dequantised(gguf: ModuleType, model: Transformer, stored: dict[str, Any], ar
         if architecture == "gemma3" and name.endswith("norm.weight"):
             values -= 1  # GGUF stores 1 + w
         if architecture == "llama" and name.split(".")[-2] in heads:
-            values = to_half_rotation(values, heads[name.split(".")[-2]])
+            # undo llama.cpp's order of query and key rows (rows, ...): neighbouring pairs -> two halves
+            pairs = values.reshape(heads[name.split(".")[-2]], -1, 2, *values.shape[1:])
+            values = pairs.swapaxes(1, 2).reshape(values.shape)
         found[name] = torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
     check_tensors(found | stored, shapes, "its tensors do not fit its metadata")
     return found
-
-
-def to_half_rotation(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Undo llama.cpp's order of query and key rows (rows, ...): neighbouring pairs -> two halves."""
-    rows, *columns = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, *columns).swapaxes(1, 2).reshape(rows, *columns)
 
 
 def write_tokenizer(fields: dict[str, Any], folder: Path) -> None:

@@ -104,6 +104,8 @@ def check_tensors(found: dict[str, torch.Tensor], wanted: dict[str, tuple[int, .
 def load_config(folder: str | Path) -> ModelConfig:
     """The folder's `config.json`; `extra` carries its `generation_config.json`, to be written on export."""
     path = Path(folder) / "config.json"
+    if path.with_name("adapter_config.json").is_file():
+        raise UserError(f"{folder}: contains an adapter; give it with --adapter, in a folder of its own")
     content = read_json(path)
     try:
         config = read_config(content)
@@ -149,6 +151,8 @@ def match_weights(model: Transformer, folder: str | Path) -> dict[str, torch.Ten
                  if ".lora_" not in name}
     head, embedding = (published_name(config, f"{part}.weight") for part in ("lm_head", "embed_tokens"))
     tied_head = stored.pop(head, None) if config.tie_word_embeddings else None
+    if tied_head is not None:  # of two names for one tensor, a file may have either
+        stored.setdefault(embedding, tied_head)
     shapes = {other: tuple(model.get_parameter(name).shape) for name, other in published.items()}
     check_tensors(stored, shapes, f"{folder}: its weights do not fit its config.json")
     if tied_head is not None and not torch.equal(tied_head, stored[embedding]):
@@ -164,11 +168,6 @@ def copy_weights(model: Transformer, folder: str | Path) -> None:
         target, rows = local_rows(model.get_parameter(name))
         if len(target):
             target.copy_(tensor[rows])
-
-
-def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of the folder's largest tensor."""
-    return max(stored_tensors(folder).values(), key=lambda tensor: tensor.nbytes).dtype
 
 
 def has_tokenizer(path: str | Path) -> bool:
@@ -193,8 +192,8 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype | None = None,
         model = Transformer(config)
     stored = match_weights(model, folder)  # before memory is taken
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only "
+    if tokenizer is not None and tokenizer.rows > config.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has {tokenizer.rows} ids, the embedding only "
                         f"{config.vocab_size} rows")
     return model_of(config, {name: tensor.to(device, dtype or torch.float32, copy=True)
                              for name, tensor in stored.items()}), tokenizer

@@ -10,11 +10,13 @@ import io
 import re
 import struct
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import sentencepiece
 
 from mmed.tokenization.hub import added_token
+from mmed.utils.files import read_json
 
 SPACE = "▁"  # U+2581, how sentencepiece writes a space
 MAX_PIECES = 1 << 22
@@ -91,10 +93,11 @@ def parse_piece(data: bytes) -> tuple[str, float, int]:
 class SentencePieceModel:
     """The parsed `ModelProto`: pieces (text, score, type), trainer fields that steer encoding, normaliser.
 
-    Damaged bytes raise one of many errors, which `load_tokenizer` reports.
+    `prefix`: False where the settings overrule its space before the first word. Damaged bytes raise one of
+    many errors, which `load_tokenizer` reports.
     """
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes, prefix: bool = True):
         fields = list(parse_message(data))
         self.pieces = [parse_piece(value) for number, value in fields if number == 1]
         if not 0 < len(self.pieces) <= MAX_PIECES:
@@ -103,6 +106,7 @@ class SentencePieceModel:
         trainer, given = dict(parse_message(last[2])), dict(parse_message(last[3]))
         self.is_bpe, self.byte_fallback = trainer.get(3, 1) == BPE, bool(trainer.get(35, 0))
         self.rules = {number: given.get(number, default) for number, default in RULES.items()}
+        self.rules[DUMMY_PREFIX] *= prefix
         denormalizer = [(5, last[5])] if last.get(5) else []
         self.rest = (2, last[2]), (3, build_message(*self.rules.items())), *denormalizer
 
@@ -142,6 +146,21 @@ class SentencePieceBackend:
 
     def facts(self) -> list:
         return [self.proto.hex()]
+
+
+def other_pieces(path: Path, json_path: Path) -> bool:
+    """Whether a tokenizer.json has other pieces than the tokenizer.model; bytes and added tokens aside."""
+    file = read_json(json_path)
+    try:
+        library = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        vocabulary, skipped = file["model"]["vocab"], {entry["id"] for entry in file["added_tokens"]}
+    except (RuntimeError, KeyError, TypeError):  # a tiktoken file, or a damaged one: its opening says so
+        return False
+    if isinstance(vocabulary, list):  # Unigram
+        vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
+    skipped |= {index for index in range(len(library)) if library.is_byte(index)}  # Gemma's \t is <0x09>
+    pieces = {index: library.id_to_piece(index) for index in range(len(library)) if index not in skipped}
+    return pieces != {index: piece for piece, index in vocabulary.items() if index not in skipped}
 
 
 def hub_tokenizer(model: SentencePieceModel) -> dict:

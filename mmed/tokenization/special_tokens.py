@@ -28,10 +28,10 @@ class TokenizerSettings:
         self.config, self.map = self._read("tokenizer_config.json"), self._read("special_tokens_map.json")
         self.generation, self.model = self._read("generation_config.json"), self._read("config.json")
         entries = [{"content": text, "id": index} for text, index in self._read("added_tokens.json").items()]
-        entries += [entry | {"id": int(index)}
-                    for index, entry in (self.config.get("added_tokens_decoder") or {}).items()]
         # transformers 5 names them here only, also where a tokenizer.model goes first
         entries += self.json.get("added_tokens") or []
+        entries += [entry | {"id": int(index)}  # last: its flags count
+                    for index, entry in (self.config.get("added_tokens_decoder") or {}).items()]
         self.added: dict[str, dict] = {}
         named = self._named()
         for entry in entries:
@@ -44,6 +44,13 @@ class TokenizerSettings:
             self.added[text] = added_token(index, text, special) | entry | {"special": special}
         self.special = {text: entry["id"] for text, entry in self.added.items() if entry["special"]}
         self.ordinary = {text: entry["id"] for text, entry in self.added.items() if not entry["special"]}
+
+    def pattern(self, text: str) -> str:
+        """A regular expression for a token in ordinary text, with the spaces that it swallows."""
+        rules, found = self.added.get(text, {}), re.escape(text)
+        if rules.get("single_word"):
+            found = rf"(?<!\w){found}(?!\w)"
+        return r"\s*" * rules.get("lstrip", False) + found + r"\s*" * rules.get("rstrip", False)
 
     def _read(self, name: str) -> dict:
         return read_json(self.folder / name) if (self.folder / name).is_file() else {}
@@ -89,16 +96,16 @@ class TokenizerSettings:
         return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
     def adds_bos(self, bos_id: int | None, known: dict[str, int]) -> bool:
-        """Whether the reference puts BOS before a text: by `add_bos_token`, else by tokenizer.json.
+        """Whether the reference puts BOS before a text: by tokenizer.json, or without one by `add_bos_token`.
 
-        Other files do not say; the models they belong to (Llama, InternLM, Gemma) add it.
+        Without that key too, the models (Llama, InternLM, Gemma) add it.
         """
-        choice = self.config.get("add_bos_token")
-        if isinstance(choice, bool) or not self.json:
-            return choice is not False
+        if not self.json:
+            return self.config.get("add_bos_token") is not False
         for step in steps_of(self.json.get("post_processor"), "processors"):
-            first = (step.get("single") or [{}])[0] if step["type"] == "TemplateProcessing" else {}
-            if bos_id is not None and known.get(first.get("SpecialToken", {}).get("id")) == bos_id:
+            first = (step.get("single") or [{}])[0].get("SpecialToken", {}).get("id")
+            text = (step.get("cls") or [first])[0]  # RobertaProcessing, BertProcessing: {"cls": [text, id]}
+            if bos_id is not None and known.get(text) == bos_id:
                 return True
         return False
 

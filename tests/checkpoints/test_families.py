@@ -119,6 +119,9 @@ PUBLISHED = {
     "mistral 0.3": (MISTRAL | {"sliding_window": None}, {"sliding_window": None}),
     "bloomz": (BLOOMZ, {"hidden_size": 4096, "intermediate_size": 16384, "num_attention_heads": 32,
                         "num_hidden_layers": 30, "tie_word_embeddings": True}),
+    "qwen 2 with windows": (
+        {key: value for key, value in QWEN25.items() if key != "max_window_layers"} | {
+            "use_sliding_window": True}, {"sliding_layers": (False,) * 28 + (True,) * 4}),
     "qwen 2.5": (QWEN25, {"attention_bias": True, "attention_out_bias": False, "sliding_window": None}),
     "gemma 2": (GEMMA2, {"sliding_window": 4096, "attention_softcap": 50.0, "tie_word_embeddings": False}),
     "gemma 3 1b": (GEMMA3, {"rope_local_theta": 1e4, "rope_theta": 1e6, "sliding_window": 512,
@@ -164,6 +167,7 @@ def test_a_key_that_is_left_out_means_what_transformers_takes_it_for(family):
     (LLAMA1, {"rope_scaling": {"type": "yarn", "factor": 2}}, "original_max_position_embeddings"),
     (QWEN25, {"rope_scaling": YARN | {"beta_fats": 32}}, "beta_fats"),
     (APERTUS, {"rope_theta": None}, "rope_theta"), (APERTUS, {"rope_scaling": None}, "rope_scaling"),
+    (QWEN25, {"rope_scaling": YARN, "rope_parameters": {"rope_theta": 1e6}}, "contradict each other"),
     (QWEN25, {"use_mrope": True}, "use_mrope"), (SMOLLM2, {"rope_interleaved": True}, "rope_interleaved"),
     (GEMMA2, {"sliding_window_size": 512}, "sliding_window_size"),
     (APERTUS, {"hidden_act": "silu"}, "hidden_act"), (APERTUS, {"qk_norm": False}, "qk_norm"),

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import CLASSES, close, same_bits, tensors_of, theirs_of, tiny_medgemma, transformers
+from tiny_models import (
+    CLASSES,
+    close,
+    make_folder,
+    same_bits,
+    tensors_of,
+    theirs_of,
+    tiny_medgemma,
+    transformers,
+)
 
 from mmed.checkpoints import pretrained
 from mmed.checkpoints.pretrained import load_pretrained, save_pretrained, stored_tensors
@@ -83,6 +92,22 @@ def test_weights_are_read_and_written_in_the_requested_dtype(tmp_path, dtype):
         assert same_bits(tensors_of(tmp_path), tensors_of(tmp_path / out))
         config = json.loads((tmp_path / out / "config.json").read_text())
         assert config["torch_dtype"] == str(dtype).removeprefix("torch.")
+
+
+@torch.no_grad()
+def test_a_tied_tensor_may_be_stored_under_the_name_of_the_head(tmp_path):
+    theirs = theirs_of("gemma", 1)
+    theirs.config.tie_word_embeddings = True
+    theirs.tie_weights()
+    theirs.save_pretrained(tmp_path)
+    tensors = tensors_of(tmp_path)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    ids = torch.randint(0, theirs.config.vocab_size, (1, 9))
+    assert close(load_pretrained(tmp_path)[0](ids), theirs(ids).logits)
+    (tmp_path / "adapter_config.json").write_text("{}")  # transformers would apply it
+    with pytest.raises(UserError, match="contains an adapter"):
+        load_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("with_head", [False, True])
@@ -245,6 +270,16 @@ def test_a_tokenizer_larger_than_the_embedding_is_rejected(folder):
     train_sentencepiece(["heart lung bone fever dose " * 50], folder, 280)
     with pytest.raises(UserError, match="280 ids, the embedding only"):
         load_pretrained(folder)
+
+
+def test_a_special_token_that_nothing_uses_needs_no_row(tmp_path):
+    """Gemma 3's <image_soft_token>."""
+    make_folder(tmp_path / "m")  # of 325 rows
+    (tmp_path / "m" / "added_tokens.json").write_text('{"<image_soft_token>": 325}')
+    assert load_pretrained(tmp_path / "m")[1].vocab_size == 326
+    (tmp_path / "m" / "chat_template.jinja").write_text("<image_soft_token>{{ messages[0].content }}")
+    with pytest.raises(UserError, match="326 ids, the embedding only"):
+        load_pretrained(tmp_path / "m")
 
 
 def peak_memory() -> int:

@@ -373,7 +373,7 @@ def test_a_model_without_tokenizer_trains_on_streams_that_fit_it(world, tmp_path
     fails(arguments(), 1, "32 tokens in a row: dynamic RoPE scaling, which begins beyond 16")
     path.write_text(json.dumps(config))
     done = warm_run(arguments())
-    assert "--sequence_length=32 exceeds the model's 16 positions" in done.stderr
+    assert "--sequence_length=32 exceeds the model's context of 16" in done.stderr
 
 
 def test_bad_files_end_in_one_line_and_leave_no_run_folder(world, tmp_path):

@@ -38,8 +38,8 @@ _AFTER_WORDS = "number|no|numbers|n°|nº|es|is|is:|at|au|al"
 _CHINESE_WORDS = "电话|電話|手机|手機|传真|傳真|热线|熱線|携帯|ファックス"
 # What a number belongs to if one of these comes before it.
 _OTHER_NUMBER = re.compile(
-    r"(?:(?<![^\W_])(?:isbn(?:-1[03])?|issn|doi|pmid|pmc|nct|isrctn|orcid|ein|umin|eudract|ndc|gtin|upc|sctid|"
-    r"lot|id)|№|n°)[\s.:：#-]{0,3}\Z", re.IGNORECASE)
+    r"(?:(?<![^\W_])(?:isbn(?:-1[03])?|issn|doi|pmid|pmc|nct|isrctn|orcid|ein|umin|eudract|ndc|gtin|upc|"
+    r"sctid|lot|id)|№|n°)[\s.:：#-]{0,3}\Z", re.IGNORECASE)
 _COUNTRY = (r"1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-6]\d|29\d|3[578]\d|42\d|50\d|"
             r"59\d|6[789]\d|80\d|85\d|87\d|88\d|96\d|97\d|99\d")
 FORMS = {

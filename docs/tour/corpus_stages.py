@@ -145,7 +145,7 @@ def duplicates(work: Path) -> dict[str, object]:
     mirror = dropped["insulin-mirror"]
     assert signed.exact[2] == signed.exact[3] and dropped["iron"]["duplicate_of"] == "iron-again"
     assert mirror["duplicate_of"] == PAGE
-    signatures = [[name, signed.tokens[i], f"`{signed.exact[i]:016x}`",
+    signatures = [[name, len(minhash.token_hashes(kept[name].text).hashes), f"`{signed.exact[i]:016x}`",
                    " ".join(f"{number:04x}" for number in signed.minima[i, :6]) + " ..."]
                   for i, name in enumerate(NAMES)]
     return {

@@ -211,7 +211,8 @@ _NAME_BEFORE = re.compile(
 _NAME_AFTER = re.compile(
     "cel|zell|lymph|linf|reacti|reakti|dimer|peptid|virus|strep|staph|antigen|fib(?:er|re)|wave|line|section|"
     "scan|symptom|penicillamin|клет|реакт|خلايا|تفاعل|"
-    r"(?!rationale)[a-z]+(?:[lrnti]i|ei|[a-z]{2}us|[a-z]{3}is|[a-z]{3}um|[a-z]{3}[ae]ns|ae|ile|ale|[tr]ica|[a-z]{3}rata)\b")
+    r"(?!rationale)[a-z]+(?:[lrnti]i|ei|[a-z]{2}us|[a-z]{3}is|[a-z]{3}um|[a-z]{3}[ae]ns|ae|ile|ale|"
+    r"[tr]ica|[a-z]{3}rata)\b")
 _BINOMIAL = re.compile(r"^([A-Z])[a-z]+ ([a-z]+)$")
 # \0 is the letter: D-dimer, C4
 _JOINED = re.compile(rf"(?:{_LETTER}['-]|[\d°])\0|\0(?:[\d°]|['-](?:{_LETTER}|[{_CJK}]))")

@@ -24,7 +24,7 @@ TEXTS = [("en", "heart lung bone cell fever dose " * 8), ("en", "plum rain"),
 @pytest.fixture(scope="module")
 def world(world):
     write_lines(world / "texts.jsonl", *({"text": text, "language": language} for language, text in TEXTS))
-    shutil.copytree(world / "model", world / "no_bos")
+    shutil.copytree(world / "model", world / "no_bos", ignore=shutil.ignore_patterns("tokenizer.json"))
     (world / "no_bos" / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
     return world
 

@@ -173,7 +173,14 @@ def test_chat_messages_ask_for_the_published_form():
     messages = build_messages(ITEM, True, examples=[OTHER])
     assert [message["role"] for message in messages] == ["user", "assistant", "user"]
     assert messages[1]["content"] == build_target(OTHER, True)
-    assert messages[-1]["content"].endswith("###Answer: OPTION X IS CORRECT.")
-    assert "A. Ampicillin\nB. Ceftriaxone\n" in messages[-1]["content"]
+    for rationale, form in (
+            (True, 'Write the reason in French first, beginning with "###Rationale: ". End with'),
+            (False, "Write nothing else. Write")):
+        instruction = build_prompt(ITEM, rationale).split("### ")[1].removeprefix("Instruction:\n")
+        assert build_messages(ITEM, rationale)[0]["content"] == (
+            f"{instruction}###Question: A {{21}}-year-old woman has dysuria.\n###Options:\nA. Ampicillin\n"
+            f"B. Ceftriaxone\nC. Doxycycline\n\n{form} exactly one line of this form, where X is the letter of "
+            "the right option (several right options: their letters joined by commas, as in A,C):\n"
+            "###Answer: OPTION X IS CORRECT.")
     (official,) = build_messages(ITEM, False, "official")
     assert "best treatment for this patient? ###Options: A. Ampicillin" in official["content"]

@@ -179,8 +179,8 @@ def test_chat_messages_ask_for_the_published_form():
         instruction = build_prompt(ITEM, rationale).split("### ")[1].removeprefix("Instruction:\n")
         assert build_messages(ITEM, rationale)[0]["content"] == (
             f"{instruction}###Question: A {{21}}-year-old woman has dysuria.\n###Options:\nA. Ampicillin\n"
-            f"B. Ceftriaxone\nC. Doxycycline\n\n{form} exactly one line of this form, where X is the letter of "
-            "the right option (several right options: their letters joined by commas, as in A,C):\n"
+            f"B. Ceftriaxone\nC. Doxycycline\n\n{form} exactly one line of this form, where X is the letter "
+            "of the right option (several right options: their letters joined by commas, as in A,C):\n"
             "###Answer: OPTION X IS CORRECT.")
     (official,) = build_messages(ITEM, False, "official")
     assert "best treatment for this patient? ###Options: A. Ampicillin" in official["content"]

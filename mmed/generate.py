@@ -117,7 +117,7 @@ def prompt_ids(model: Transformer, tokenizer, text: str, chat_template: str) -> 
     if chat_template == "none":
         return encode_prompt(tokenizer, text)
     name = None if chat_template == "auto" else chat_template
-    return encode_chat(tokenizer, [{"role": "user", "content": text}], model.config.family, name)
+    return encode_chat(tokenizer, [{"role": "user", "content": text}], model.config.family, name)[1]
 
 
 # ------------------------------------------------------------------------------------------- the command line

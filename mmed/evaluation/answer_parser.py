@@ -214,9 +214,9 @@ _NAME_AFTER = re.compile(
     r"(?!rationale)[a-z]+(?:[lrnti]i|ei|[a-z]{2}us|[a-z]{3}is|[a-z]{3}um|[a-z]{3}[ae]ns|ae|ile|ale|"
     r"[tr]ica|[a-z]{3}rata)\b")
 _BINOMIAL = re.compile(r"^([A-Z])[a-z]+ ([a-z]+)$")
-# \0 is the letter: D-dimer, C4
+# \0 is the letter: D-dimer, C4; between letter and text is nothing like "l'amlodipine"
 _JOINED = re.compile(rf"(?:{_LETTER}['-]|[\d°])\0|\0(?:[\d°]|['-](?:{_LETTER}|[{_CJK}]))")
-_TO_TEXT = re.compile(r"(?!'\w)[)\]*_`\"'»”]{0,4} ?[.):,(\[–—の-]{0,2} ?[*_(\[\"'«「]{0,3} ?")  # not "l'amlodipine"
+_TO_TEXT = re.compile(r"(?!'\w)[)\]*_`\"'»”]{0,4} ?[.):,(\[–—の-]{0,2} ?[*_(\[\"'«「]{0,3} ?")
 
 
 class _Reader:

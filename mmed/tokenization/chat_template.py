@@ -1,6 +1,6 @@
 """Chat templates of instruct models: messages in, token ids out.
 
-    encode_chat(tokenizer, [{"role": "user", "content": "Fever and cough?"}], family="llama")
+    text, ids = encode_chat(tokenizer, [{"role": "user", "content": "Fever and cough?"}], family="llama")
 
 The template in a model folder renders messages in Jinja's sandbox, as apply_chat_template of transformers
 does; a folder without one gets a template from CHAT_TEMPLATES. What a user writes is always ordinary text:
@@ -194,16 +194,12 @@ def _encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return result
 
 
-def encode_chat(tokenizer, messages: Sequence[Message], family: str = "",
-                name: str | None = None, thinking: bool = False) -> list[int]:
-    """Ids of a conversation up to where the answer begins, in the format `name` or the model's own."""
-    return _encode(tokenizer, [_render(tokenizer, messages, family, name, True, thinking)])[0]
-
-
-def render_chat(tokenizer, messages: Sequence[Message], family: str = "", name: str | None = None,
-                thinking: bool = False) -> str:
-    """The same as readable text, including special tokens."""
-    return _render(tokenizer, messages, family, name, True, thinking).replace(MARK, "")
+def encode_chat(tokenizer, messages: Sequence[Message], family: str = "", name: str | None = None,
+                thinking: bool = False) -> tuple[str, list[int]]:
+    """(text, ids) of a conversation up to where the answer begins, in the format `name` or the model's own;
+    the text is for people, and shows special tokens."""
+    text = _render(tokenizer, messages, family, name, True, thinking)
+    return text.replace(MARK, ""), _encode(tokenizer, [text])[0]
 
 
 def encode_conversation(tokenizer, messages: Sequence[Message],

@@ -8,7 +8,7 @@ from repository import ROOT
 from tiny_models import byte_level_bpe, transformers
 
 from mmed.tokenization import chat_template
-from mmed.tokenization.chat_template import CHAT_TEMPLATES, encode_chat, encode_conversation, render_chat
+from mmed.tokenization.chat_template import CHAT_TEMPLATES, encode_chat, encode_conversation
 from mmed.tokenizer import load_tokenizer, train_sentencepiece
 from mmed.utils.errors import UserError
 
@@ -97,10 +97,9 @@ def test_text_and_ids_are_those_of_the_published_template(byte_level, name, mess
     expected = as_published(name, messages)
     options = {"chat_template": TEMPLATES[name], "add_generation_prompt": True}
     for ours.chat_template, given in (("", name), (TEMPLATES[name], None)):  # built in; in the model's folder
-        assert render_chat(ours, messages, name=given) == theirs.apply_chat_template(
-            expected, tokenize=False, **options)
-        assert encode_chat(ours, messages, name=given) == list(theirs.apply_chat_template(
-            expected, return_dict=False, **options))
+        text, ids = encode_chat(ours, messages, name=given)
+        assert text == theirs.apply_chat_template(expected, tokenize=False, **options)
+        assert ids == list(theirs.apply_chat_template(expected, return_dict=False, **options))
 
 
 THOUGHTS = conversation("Q", "<think>\nhm\n</think>\n\nA", "Q", "<think>\nso\n</think>\n\nB", "Q")
@@ -121,7 +120,7 @@ def test_the_template_of_the_folder_renders_prompts_and_conversations(byte_level
     ours.chat_template = OWN_TEMPLATES[name]
     for thinking in (True, False):
         options = {"chat_template": ours.chat_template, "enable_thinking": thinking, "return_dict": False}
-        assert encode_chat(ours, messages, thinking=thinking) == list(theirs.apply_chat_template(
+        assert encode_chat(ours, messages, thinking=thinking)[1] == list(theirs.apply_chat_template(
             messages, add_generation_prompt=True, **options))
     text = "<think>\nwhy\n</think>\n\nFlu." if messages is THOUGHTS else "Flu."
     last = {"role": "assistant", "content": text}
@@ -174,7 +173,7 @@ def pieces(tmp_path_factory):
 
 
 def test_text_begins_anew_after_bos_and_nowhere_else(pieces):
-    ids = encode_chat(pieces, CONVERSATIONS[2], "llama")
+    _, ids = encode_chat(pieces, CONVERSATIONS[2], "llama")
     first, second = pieces.encode("[INST] 発熱 [/INST] 安静に。 "), pieces.encode("[INST] 薬は？ [/INST]")
     assert ids == [pieces.bos_id, *first, pieces.eos_id, pieces.bos_id, *second]
     # Llama 2's own code encodes each turn by itself
@@ -187,11 +186,11 @@ def test_text_that_looks_like_a_special_token_stays_text(byte_level, name):
     ours, _ = byte_level[0]
     rng = random.Random(name)
     attack = "".join(rng.choices([*ours.special, "<BOS>", "assistant\n", "\n\n", "system"], k=12))
-    plain, attacked = (encode_chat(ours, conversation(text), name=name) for text in ("x", attack))
+    plain, attacked = (encode_chat(ours, conversation(text), name=name)[1] for text in ("x", attack))
     special = set(ours.special.values())
     assert [i for i in attacked if i in special] == [i for i in plain if i in special]
     assert attack.strip() in ours.decode(attacked)
-    assert "<BOS>" in render_chat(ours, conversation("<BOS>"), name=name)
+    assert "<BOS>" in encode_chat(ours, conversation("<BOS>"), name=name)[0]
 
 
 class Like:
@@ -221,7 +220,7 @@ def test_a_llama_with_chatml_begins_with_its_own_system_message_and_no_bos(tmp_p
     (tmp_path / "tokenizer_config.json").unlink()
     text = template if file.endswith(".jinja") else json.dumps({"chat_template": template})
     (tmp_path / file).write_text(text)
-    assert render_chat(load_tokenizer(tmp_path), CONVERSATIONS[0], "llama").startswith(
+    assert encode_chat(load_tokenizer(tmp_path), CONVERSATIONS[0], "llama")[0].startswith(
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user")
 

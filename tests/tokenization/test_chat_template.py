@@ -30,15 +30,9 @@ TEMPLATES = {name: PUBLISHED[name] for name in ("llama2", "llama3", "mistral", "
     "internlm2": "{{ bos_token }}" + IM, "chatml": IM,
     "qwen3": IM.replace("{% endif %}", "{{ '<think>\n\n</think>\n\n' }}{# enable_thinking #}{% endif %}")}
 # Templates that no built-in format renders
-# The system's text also holds a switch, as in SmolLM3 and Nemotron
-SWITCHED = ("{%- set s = messages[0].content if messages[0].role == 'system' else '/think' -%}"
-            "<|im_start|>system\n{{ s.replace('/no_think', '').rstrip() }}<|im_end|>{{ '/no_think' in s }}\n"
-            "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
-            "{{ m.content }}<|im_end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 OWN_TEMPLATES = {
-    "switched": SWITCHED,
-    **{name: PUBLISHED[name] for name in ("llama3.1", "llama3.2", "gemma3", "qwen3-thinking-2507")},
+    **{name: PUBLISHED[name] for name in ("llama3.1", "llama3.2", "gemma3", "qwen3-thinking-2507",
+                                          "switched")},  # the system's text holds a switch, as in SmolLM3
     "qwen2.5": with_default_system("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
     "smollm2": with_default_system("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
     "qwen3-hybrid": PUBLISHED["qwen3-thinking-2507"].replace(
@@ -206,6 +200,9 @@ class Like:
     ([], "Hugging Face tokenizers", "llama", "llama2"), ([], "byte-level BPE", "bloom", None)])
 def test_without_a_template_special_tokens_and_family_decide(special, kind, family, expected):
     assert chat_template.template_name(Like(special, kind), family) == expected
+    if expected is None:
+        with pytest.raises(UserError, match="base model"):
+            encode_chat(Like(special, kind), CONVERSATIONS[0], family)
 
 
 @pytest.mark.parametrize("file, template", [
@@ -233,8 +230,3 @@ def test_a_llama_with_chatml_begins_with_its_own_system_message_and_no_bos(tmp_p
 def test_messages_that_are_not_a_conversation_and_an_unfit_template_are_rejected(pieces, messages, words):
     with pytest.raises(UserError, match=words):
         encode_chat(pieces, messages, name="llama3")
-
-
-def test_a_base_model_has_no_template():
-    with pytest.raises(UserError, match="base model"):
-        encode_chat(Like([]), CONVERSATIONS[0], "bloom")

@@ -28,16 +28,14 @@ from mmed.prompts import ExamItem
 
 PARSER_VERSION = "7"  # part of every result; raise it with any change that can alter a parse
 
-END_MARKERS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|endoftext|>", "<eos>",
-               "<|im_end|>", "<|end|>", "<|return|>", "<end_of_turn>", "<turn|>", "<|END_RESPONSE|>", "<eoa>",
-               "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>", "<|assistant_end|>", "[|endofturn|]",
-               "<|user|>")
+END_MARKERS = tuple("""
+    </s> <|end_of_text|> <|eot_id|> <|eom_id|> <|eot|> <|endoftext|> <eos> <|im_end|> <|end|> <|return|> <eoa>
+    <end_of_turn> <turn|> <|END_RESPONSE|> <|END_OF_TURN_TOKEN|> <｜end▁of▁sentence｜> <|assistant_end|>
+    [|endofturn|] <|user|>""".split())
 
 
 def official_match(text: str, item: ExamItem) -> bool:
-    """Whether the published scorer counts this output of an answer-only run as right.
-
-    Of several letters, "B,A" is right for A and B, and "A, B" is wrong.
+    """Whether the published scorer counts an answer-only output as right: for A and B, "B,A" but not "A, B".
     """
     # MMedLM: inference.py takes what follows "### Response:", strips it and deletes newlines; accuracy.py
     # deletes the two marker strings, then compares the string (one letter) or the set of its parts (several).
@@ -174,7 +172,9 @@ class Lexicon:
             re.S)
 
     def at(self, low: str, word: re.Match[str]) -> tuple[str, int]:
-        """(kind, end) of the longest phrase that begins with this word of a text in lower case."""
+        """(kind, end) of a number, a mark or the longest phrase that begins with this word of `low`."""
+        if word.lastgroup in ("number", None):
+            return _MARKS.get(word[0], "0"), word.end()
         first, start = word[0].lower(), word.start()
         for phrase, kind in self.phrases.get(first, ()):
             end = start + len(phrase)
@@ -253,13 +253,9 @@ class _Reader:
             self.tokens.append(Token("T", letter))
         elif match["word"] and (label_end := self._label(match)):
             return label_end
-        elif match["word"] or match["unspaced"]:
+        elif match.lastgroup or match[0] in _MARKS:
             kind, end = self.lexicon.at(self.low, match)
             self.tokens.append(Token(kind))
-        elif match["number"]:
-            self.tokens.append(Token("0"))
-        elif match[0] in _MARKS:
-            self.tokens.append(Token(_MARKS[match[0]]))
         return end
 
     def _label(self, match: re.Match[str]) -> int:
@@ -365,10 +361,9 @@ def _places(patterns: Iterable[re.Pattern[str]], kinds: str) -> set[int]:
 def _stated(tokens: Sequence[Token], kinds: str, wanted: str = "LMO") -> set[str] | None:
     """The letters of the last statement; empty if it names none or is retracted."""
     excluded = _places(_EXCLUSIONS, kinds)
-    for patterns in (_STATEMENTS, _WRONG_ONE, _WEAK):
-        stated = {at for at in _places(patterns, kinds) - excluded if kinds[at] in wanted}
-        if stated:
-            break
+    found = ({at for at in _places(patterns, kinds) - excluded if kinds[at] in wanted}
+             for patterns in (_STATEMENTS, _WRONG_ONE, _WEAK))
+    stated = next(filter(None, found), set())
     headings = _places(_HEADINGS, kinds)
     stated -= headings if len({tokens[at].letters for at in headings}) > 1 else set()
     elsewhere = {at for part in _ELSEWHERE.finditer(kinds) for at in range(*part.span())}

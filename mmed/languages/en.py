@@ -48,8 +48,7 @@ LANGUAGE = Language(
                "therefore, thus, hence, so, wait, actually, correction, sorry, on second thought, i mean, "
                "i meant, or rather",
         correct="correct|, right, best, true, likely, appropriate, suitable, accurate, final, yes, "
-                "preferred, preferable, of choice, safer, safest, better, fits, fits better, best fit, "
-                "matches",
+                "preferred, preferable, of choice, safer, safest, better, fits, best fit, matches",
         wrong="wrong, incorrect|, false, untrue, excluded, ruled out, contraindicated, inappropriate, "
               "unlikely, avoid|, unsafe, unsuitable, harmful, worse|, eliminated, is out, are out",
         not_="not, isn't, aren't, wasn't, cannot, can't, don't, never, rather than, instead of, neither, "

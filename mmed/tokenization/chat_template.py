@@ -102,8 +102,7 @@ def _jinja_template(text: str) -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     # transformers' own tag around the assistant's text, which encode_conversation finds in every template
-    text = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", text)
-    text = re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", text)
+    text = re.sub(r"(\{%[-+]?\s*(?:end)?)generation(\s*[-+]?%\})", r"\1with\2", text)
     return environment.from_string(text)
 
 

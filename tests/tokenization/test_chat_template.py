@@ -1,6 +1,7 @@
 """Chat templates against the published ones, rendered by transformers; ids against its tokenizers."""
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 import sentencepiece
@@ -17,13 +18,6 @@ IM = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + 
       "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
 
-def with_default_system(text):
-    """ChatML with this system message where a conversation has none."""
-    return ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-            f"{{{{ '<|im_start|>system\n{text}<|im_end|>\n' }}}}{{% endif %}}"
-            + IM.removeprefix("{% for message in messages %}"))
-
-
 PUBLISHED = {path.stem: path.read_text(encoding="utf-8").strip()  # without tools
              for path in (ROOT / "tests" / "data" / "chat_templates").glob("*.jinja")}
 TEMPLATES = {name: PUBLISHED[name] for name in ("llama2", "llama3", "mistral", "mistral3", "gemma")} | {
@@ -31,10 +25,9 @@ TEMPLATES = {name: PUBLISHED[name] for name in ("llama2", "llama3", "mistral", "
     "qwen3": IM.replace("{% endif %}", "{{ '<think>\n\n</think>\n\n' }}{# enable_thinking #}{% endif %}")}
 # Templates that no built-in format renders
 OWN_TEMPLATES = {
-    **{name: PUBLISHED[name] for name in ("llama3.1", "llama3.2", "gemma3", "qwen3-thinking-2507",
-                                          "switched")},  # the system's text holds a switch, as in SmolLM3
-    "qwen2.5": with_default_system("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
-    "smollm2": with_default_system("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+    **{name: PUBLISHED[name] for name in (
+        "llama3.1", "llama3.2", "gemma3", "qwen2.5", "qwen3-thinking-2507", "smollm2",
+        "switched")},  # as in SmolLM3: the system's text holds a switch
     "qwen3-hybrid": PUBLISHED["qwen3-thinking-2507"].replace(
         r"assistant\n<think>\n' }}{%- endif",
         r"assistant\n' }}{%- if enable_thinking is defined and enable_thinking is false %}"
@@ -187,11 +180,6 @@ def test_text_that_looks_like_a_special_token_stays_text(byte_level, name):
     assert "<BOS>" in encode_chat(ours, conversation("<BOS>"), name=name)[0]
 
 
-class Like:
-    def __init__(self, special, kind="byte-level BPE"):
-        self.special, self.kind, self.chat_template = dict.fromkeys(special, 1), kind, ""
-
-
 @pytest.mark.parametrize("special, kind, family, expected", [
     (HEADERS, "byte-level BPE", "llama", "llama3"), (IM_TOKENS, "byte-level BPE", "llama", "chatml"),
     (IM_TOKENS, "sentencepiece", "internlm2", "internlm2"), (IM_TOKENS, "byte-level BPE", "qwen3", "qwen3"),
@@ -199,10 +187,11 @@ class Like:
     (["[INST]"], "sentencepiece", "mistral", "mistral3"), ([], "sentencepiece", "mistral", "mistral"),
     ([], "Hugging Face tokenizers", "llama", "llama2"), ([], "byte-level BPE", "bloom", None)])
 def test_without_a_template_special_tokens_and_family_decide(special, kind, family, expected):
-    assert chat_template.template_name(Like(special, kind), family) == expected
+    tokenizer = SimpleNamespace(special=dict.fromkeys(special, 1), kind=kind, chat_template="")
+    assert chat_template.template_name(tokenizer, family) == expected
     if expected is None:
         with pytest.raises(UserError, match="base model"):
-            encode_chat(Like(special, kind), CONVERSATIONS[0], family)
+            encode_chat(tokenizer, CONVERSATIONS[0], family)
 
 
 @pytest.mark.parametrize("file, template", [

@@ -86,7 +86,7 @@ def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
     _, mark, rationale = body.partition("###Rationale:")
     if mark:
         end = "\n###Answer:" if "\n###Answer:" in rationale else "###Answer:"
-        rationale = (rationale.rpartition(end)[0] if end in rationale else rationale).removeprefix(" ")
+        rationale = rationale.rsplit(end, 1)[0].removeprefix(" ")
     elif rationale_expected:
         before, _, last = body.rpartition("\n")
         states = len(last) <= 120 and _lenient(fold(last), options, lexicon, relabelled)

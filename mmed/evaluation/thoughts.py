@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-_TAG = (r"(?:[a-z]{1,8}[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|思考|推理|"
-        r"思考过程|思考過程|réflexion|raisonnement|razonamiento|pensamiento|gedanken|überlegung|рассуждени[ея]|"
-        r"мысли|تفكير)\s*(?:>|&gt;)")
+_TAG = (r"(?:[a-z]{1,8}[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|推理|"
+        r"思考(?:过程|過程)?|réflexion|raisonnement|razonamiento|pensamiento|gedanken|überlegung|"
+        r"рассуждени[ея]|мысли|تفكير)\s*(?:>|&gt;)")
 THOUGHTS = {  # opening -> (closing, the text that closes a thought)
     rf"(?:<|&lt;)\s*{_TAG}": (rf"(?:<|&lt;)\s*/\s*{_TAG}", "</think>"),
     r"<\|think\|>": (r"<\|/think\|>|<\|content\|>", "<|/think|>"),  # the second is Solar's

@@ -47,7 +47,7 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
             segments.append(prefixes.load(cache, row, first + row))
             rests = [option[:-1] for option in options[i] if len(option) > 1]
             segments += [Segment(row, len(prompts[i]), rest, logits=len(rest)) for rest in rests]
-        logits = decoder.prefill_each(cache, segments)
+        logits = decoder.prefill(cache, segments)
         for i in group:
             before = next(logits)
             for option in options[i]:
@@ -72,7 +72,7 @@ def int8_difference(model: Transformer, prompts: Sequence[Sequence[int]]) -> str
         model.int8 = True
     for prompt in prompts:
         segment = Segment(0, 0, prompt, logits=len(prompt))
-        logits = [decoder.prefill(decoder.make_cache(1, len(prompt)), [segment])[0] for decoder in decoders]
+        logits = [next(each.prefill(each.make_cache(1, len(prompt)), [segment])) for each in decoders]
         exact, int8 = (part.float().log_softmax(-1) for part in logits)
         top = exact.argmax(-1)
         same += float((int8.argmax(-1) == top).sum())

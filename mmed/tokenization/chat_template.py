@@ -195,8 +195,7 @@ def _encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 def encode_chat(tokenizer, messages: Sequence[Message], family: str = "", name: str | None = None,
                 thinking: bool = False) -> tuple[str, list[int]]:
-    """(text, ids) of a conversation up to where the answer begins, in the format `name` or the model's own;
-    the text is for people, and shows special tokens."""
+    """(text, ids) of a conversation up to where the answer begins; `name` is that of a built-in template."""
     text = _render(tokenizer, messages, family, name, True, thinking)
     return text.replace(MARK, ""), _encode(tokenizer, [text])[0]
 

@@ -118,7 +118,7 @@ def test_logits_of_many_tokens_exist_for_one_pass_at_a_time(monkeypatch):
     decoder = decoder_for(model)
     monkeypatch.setattr(decoder, "flat_pass", lambda cache, part: computed.append(part) or [
         torch.zeros(segment.logits, 97) for segment in part])
-    logits = decoder.prefill_each(None, [Segment(row, 0, [1] * 10, logits=10) for row in range(5)])
+    logits = decoder.prefill(None, [Segment(row, 0, [1] * 10, logits=10) for row in range(5)])
     assert [len(computed) for _ in logits] == [1, 2, 3, 4, 5]
 
 

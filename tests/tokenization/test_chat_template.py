@@ -16,8 +16,6 @@ from mmed.utils.errors import UserError
 IM = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
       "'<|im_end|>' + '\n'}}{% endfor %}"
       "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-
-
 PUBLISHED = {path.stem: path.read_text(encoding="utf-8").strip()  # without tools
              for path in (ROOT / "tests" / "data" / "chat_templates").glob("*.jinja")}
 TEMPLATES = {name: PUBLISHED[name] for name in ("llama2", "llama3", "mistral", "mistral3", "gemma")} | {

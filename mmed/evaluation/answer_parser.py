@@ -35,8 +35,7 @@ END_MARKERS = tuple("""
 
 
 def official_match(text: str, item: ExamItem) -> bool:
-    """Whether the published scorer counts an answer-only output as right: for A and B, "B,A" but not "A, B".
-    """
+    """Whether the published scorer counts an answer-only output as right; for A and B "B,A", not "A, B"."""
     # MMedLM: inference.py takes what follows "### Response:", strips it and deletes newlines; accuracy.py
     # deletes the two marker strings, then compares the string (one letter) or the set of its parts (several).
     # DIFFERS: accuracy.py deletes only `IS CORRECT.</s>` (D24); here any family's end token, or none, does.

@@ -75,8 +75,7 @@ CHAT_TEMPLATES = {
 
 def template_name(tokenizer, family: str) -> str | None:
     """The key of CHAT_TEMPLATES for a model without a template of its own, by its special tokens and family;
-    None for a base model.
-    """
+    None for a base model."""
     by_token = {"<|start_header_id|>": "llama3", "<start_of_turn>": "gemma", "[INST]": "mistral3",
                 "<|im_start|>": family if family in ("internlm2", "qwen3") else "chatml"}
     by_family = {"mistral": "mistral", "llama": "llama2"} if tokenizer.kind != "byte-level BPE" else {}
@@ -108,8 +107,7 @@ def _jinja_template(text: str) -> Any:
 
 def _render_jinja(text: str, messages: list[Message], variables: dict[str, Any]) -> str:
     """The text of a conversation. If the template has no system role (it raises an error or omits
-    the system text), that text goes before the first question.
-    """
+    the system text), that text goes before the first question."""
     def render(first: Message) -> str:
         return _jinja_template(text).render(messages=[first, *messages[1:]], tools=None, documents=None,
                                             **variables)
@@ -168,14 +166,13 @@ def _render(tokenizer, messages: Sequence[Message], family: str, name: str | Non
     """The text of a conversation with the text of special tokens; MARK hides what only looks like one.
     `prompt`: up to where an answer begins; `thinking`: with a thought, where the model can do both."""
     check_messages(messages, "user" if prompt else "assistant")
-    template = _template(tokenizer, family, name)
     hidden = re.compile(rf"(?s)(?=(?:{_pattern(tuple(special_tokens(tokenizer)))}))(.)")
     messages = [message | {"content": hidden.sub(rf"\1{MARK}", message["content"].replace(MARK, ""))}
                 for message in messages]
     ids = {"bos_token": tokenizer.named_bos_id, "eos_token": tokenizer.eos_id}
     roles = {role: tokenizer.piece(index) for role, index in ids.items() if index is not None}
     variables = roles | {"add_generation_prompt": prompt, "enable_thinking": thinking}
-    return _render_jinja(template, messages, variables)
+    return _render_jinja(_template(tokenizer, family, name), messages, variables)
 
 
 # --------------------------------------------------------------------------------------------------- encoding

@@ -166,13 +166,14 @@ def _render(tokenizer, messages: Sequence[Message], family: str, name: str | Non
     """The text of a conversation with the text of special tokens; MARK hides what only looks like one.
     `prompt`: up to where an answer begins; `thinking`: with a thought, where the model can do both."""
     check_messages(messages, "user" if prompt else "assistant")
+    template = _template(tokenizer, family, name)
     hidden = re.compile(rf"(?s)(?=(?:{_pattern(tuple(special_tokens(tokenizer)))}))(.)")
     messages = [message | {"content": hidden.sub(rf"\1{MARK}", message["content"].replace(MARK, ""))}
                 for message in messages]
     ids = {"bos_token": tokenizer.named_bos_id, "eos_token": tokenizer.eos_id}
     roles = {role: tokenizer.piece(index) for role, index in ids.items() if index is not None}
     variables = roles | {"add_generation_prompt": prompt, "enable_thinking": thinking}
-    return _render_jinja(_template(tokenizer, family, name), messages, variables)
+    return _render_jinja(template, messages, variables)
 
 
 # --------------------------------------------------------------------------------------------------- encoding

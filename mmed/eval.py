@@ -40,7 +40,7 @@ from mmed.evaluation.summary import MODES, table
 from mmed.evaluation.thoughts import begun_thought, think_and_answer
 from mmed.generate import encode_prompt, generate, load_model, progress_bar
 from mmed.inference.option_scores import int8_difference, score_many
-from mmed.inference.work_sharing import round_size, run_rounds
+from mmed.inference.work_sharing import ROUND_BATCHES, run_rounds
 from mmed.languages import get_language
 from mmed.metrics import METRICS_VERSION
 from mmed.prompts import (
@@ -106,7 +106,7 @@ def run_round(
 
 def evaluate_model(items: list[ExamItem], config: EvalConfig, settings: dict, facts: dict) -> dict:
     """Run a local model in rounds of items in one mode, which a journal keeps; returns the summary."""
-    out, size = Path(config.out), round_size(config.batch_size)
+    out, size = Path(config.out), ROUND_BATCHES * config.batch_size
     train = read_benchmark(config.train) if config.train else []
     model, tokenizer = load_model(config.model, config.adapter, config.dtype, config.device, config.bos)
     encode, length = encoder_of(model, tokenizer, config), model.config.max_position_embeddings

@@ -24,7 +24,7 @@ from mmed.checkpoints.pretrained import has_tokenizer, load_pretrained
 from mmed.inference import engine
 from mmed.inference.option_scores import int8_difference
 from mmed.inference.sampling import Decoding, Sequence, check_finite, check_prompt
-from mmed.inference.work_sharing import round_size, run_rounds
+from mmed.inference.work_sharing import ROUND_BATCHES, run_rounds
 from mmed.languages import get_language
 from mmed.lora import merge_lora
 from mmed.model import KVCache, Transformer
@@ -117,7 +117,7 @@ def prompt_ids(model: Transformer, tokenizer, text: str, chat_template: str) -> 
     if chat_template == "none":
         return encode_prompt(tokenizer, text)
     name = None if chat_template == "auto" else chat_template
-    return encode_chat(tokenizer, [{"role": "user", "content": text}], model.config.family, name)
+    return encode_chat(tokenizer, [{"role": "user", "content": text}], model.config.family, name)[1]
 
 
 # ------------------------------------------------------------------------------------------- the command line
@@ -146,6 +146,7 @@ def chat(model: Transformer, tokenizer, language: str, chat_template: str, optio
     # MMedLM: the first sentence of its fine-tuning instruction, without the part on options
     instruction = (f"You're a {spoken.name} doctor, kindly address the medical queries according to the "
                    f"patient's account in {spoken.name}.")
+    form = ALPACA if chat_template == "none" else "{instruction}\n\n{input}"
     while True:
         try:
             question = input("> ").strip()
@@ -153,9 +154,7 @@ def chat(model: Transformer, tokenizer, language: str, chat_template: str, optio
             print()
             return
         if question:
-            text = f"{instruction}\n\n{question}"
-            if chat_template == "none":
-                text = ALPACA.format(instruction=instruction, input=question)
+            text = form.format(instruction=instruction, input=question)
             stream_text(model, tokenizer, prompt_ids(model, tokenizer, text, chat_template), **options)
 
 
@@ -182,7 +181,7 @@ def run_file(model: Transformer, tokenizer, options: argparse.Namespace, decodin
     facts |= {"model": model_fingerprint(options.model, options.adapter), "input": file_hash(options.input)}
     if options.dtype == "int8":
         print(int8_difference(model, prompts), file=sys.stderr)
-    size = round_size(options.batch_size)
+    size = ROUND_BATCHES * options.batch_size
     rounds = {start: range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)}
     costs = {start: sum(len(prompts[i]) for i in places) for start, places in rounds.items()}
     with progress_bar(len(rows), sys.stderr.isatty()) as bar:

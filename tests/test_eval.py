@@ -182,7 +182,7 @@ def test_an_instruct_model_gets_its_own_chat_template(world):
     model, tokenizer = load_model(config.model)
     item = read_benchmark(world / "Test")[0]
     question, = build_questions([item], "rationale", config, [], encoder_of(model, tokenizer, config), 2048)
-    assert question.ids == encode_chat(tokenizer, build_messages(item, True, "official"), name="mistral")
+    assert question.ids == encode_chat(tokenizer, build_messages(item, True, "official"), name="mistral")[1]
     assert question.ids[0] == tokenizer.bos_id and tokenizer.bos_id not in question.ids[1:]
     assert "best treatment" in question.prompt and "### Instruction" not in question.prompt
 

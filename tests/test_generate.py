@@ -139,7 +139,7 @@ def test_streamed_text_is_the_decoded_answer_to_the_prompt(model_folder, capsys,
           "--chat_template", template, "--engine", engine])
     ids = tokenizer.encode("fever", bos=True)
     if template != "none":
-        ids = encode_chat(tokenizer, [{"role": "user", "content": "fever"}], name=template)
+        ids = encode_chat(tokenizer, [{"role": "user", "content": "fever"}], name=template)[1]
     new = generate(model, [ids], 8, end_ids=tokenizer.end_ids)[0]
     assert capsys.readouterr().out == "fever" + printable(tokenizer.decode(new, continued=True)) + "\n"
 

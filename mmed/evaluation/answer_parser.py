@@ -26,19 +26,16 @@ from mmed.evaluation.thoughts import remove_thoughts
 from mmed.languages import PAPER_ORDER, SAME_LETTER, Language, get_language, words
 from mmed.prompts import ExamItem
 
-PARSER_VERSION = "6"  # part of every result; raise it with any change that can alter a parse
+PARSER_VERSION = "7"  # part of every result; raise it with any change that can alter a parse
 
-END_MARKERS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|endoftext|>", "<eos>",
-               "<|im_end|>", "<|end|>", "<|return|>", "<end_of_turn>", "<turn|>", "<|END_RESPONSE|>", "<eoa>",
-               "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>", "<|assistant_end|>", "[|endofturn|]",
-               "<|user|>")
+END_MARKERS = tuple("""
+    </s> <|end_of_text|> <|eot_id|> <|eom_id|> <|eot|> <|endoftext|> <eos> <|im_end|> <|end|> <|return|> <eoa>
+    <end_of_turn> <turn|> <|END_RESPONSE|> <|END_OF_TURN_TOKEN|> <｜end▁of▁sentence｜> <|assistant_end|>
+    [|endofturn|] <|user|>""".split())
 
 
 def official_match(text: str, item: ExamItem) -> bool:
-    """Whether the published scorer counts this output of an answer-only run as right.
-
-    Of several letters, "B,A" is right for A and B, and "A, B" is wrong.
-    """
+    """Whether the published scorer counts an answer-only output as right; for A and B "B,A", not "A, B"."""
     # MMedLM: inference.py takes what follows "### Response:", strips it and deletes newlines; accuracy.py
     # deletes the two marker strings, then compares the string (one letter) or the set of its parts (several).
     # DIFFERS: accuracy.py deletes only `IS CORRECT.</s>` (D24); here any family's end token, or none, does.
@@ -88,7 +85,7 @@ def parse_answer(text: str, options: Mapping[str, str] | Iterable[str],
     _, mark, rationale = body.partition("###Rationale:")
     if mark:
         end = "\n###Answer:" if "\n###Answer:" in rationale else "###Answer:"
-        rationale = (rationale.rpartition(end)[0] if end in rationale else rationale).removeprefix(" ")
+        rationale = rationale.rsplit(end, 1)[0].removeprefix(" ")
     elif rationale_expected:
         before, _, last = body.rpartition("\n")
         states = len(last) <= 120 and _lenient(fold(last), options, lexicon, relabelled)
@@ -119,7 +116,8 @@ _ONE_SPELLING |= {first + at: 65 + at for first in (0x1F150, 0x1F170) for at in 
 _CJK = "\u3040-\u30ff\u3400-\u9fff々"
 _LETTER = rf"(?:[^\W\d_{_CJK}]|[\u0900-\u0dff])"  # of a script with spaces
 _TOKEN = re.compile(rf"(?P<word>{_LETTER}+)|(?P<number>\d+)|(?P<unspaced>[{_CJK}])|[^\w ]")
-KINDS = {"answer": "A", "is_": "I", "choose": "C", "correct": "R", "wrong": "W", "not_": "N"}
+KINDS = {"answer": "A", "is_": "I", "choose": "C", "correct": "R", "wrong": "W", "not_": "N",
+         "because_if": "BH", "and_or": "&|"}  # of the words before and after a slash
 # Further kinds. L: a letter or a list of letters; M: a letter with its option's text; T: an option's text;
 # O: letters joined by "or"; & and |: "and" and "or"; s: a word of up to three letters; x: another word;
 # B: "because"; H: "if"; 0: a number; ): a bracket after a letter; n: the end of a line; and of punctuation
@@ -148,10 +146,9 @@ class Lexicon:
         self.phrases: dict[str, list[tuple[str, str]]] = {}  # first word -> (phrase, kind), longest first
         self.stems: dict[str, str] = {}
         for language in languages:
-            lists = {kind: getattr(language.answers, name) for name, kind in KINDS.items()}
-            lists["B"], _, lists["H"] = language.answers.because_if.partition("/")
-            lists["&"], _, lists["|"] = language.answers.and_or.partition("/")
-            terms = [(kind, fold(word).lower()) for kind, listed in lists.items() for word in words(listed)]
+            lists = [(kind, listed) for name, kinds in KINDS.items()
+                     for kind, listed in zip(kinds, getattr(language.answers, name).split("/"))]
+            terms = [(kind, fold(word).lower()) for kind, listed in lists for word in words(listed)]
             for prefix in ("", *map(fold, language.prefixes)):
                 for kind, term in terms:
                     stem, bar, _ = (prefix + term).partition("|")
@@ -169,12 +166,14 @@ class Lexicon:
         headings = "|".join(fold(heading) for language in languages
                             for heading in words(language.answers.question))
         self.next_item = re.compile(  # where a text continues with another item, or repeats its prompt
-            r"(?:###? ?(?:Instruction|Input|Question|Response):|Below is an instruction|<\|im_start\|>|"
-            rf"\[INST\]|(?:(?<=\n)|\A)(?:{headings}|Q|User|Human) ?\d{{0,3}} ?[:.])"
-            r"(?:.{0,8000}?### ?Response:)?", re.S)
+            r"(?:###? ?(?:Instruction|Input|Question|Response):|<\|im_start\|>|\[INST\]|"
+            rf"(?<![^\n])(?:{headings}|Q|User|Human) ?\d{{0,3}} ?[:.])(?:.{{0,8000}}?### ?Response:)?",
+            re.S)
 
     def at(self, low: str, word: re.Match[str]) -> tuple[str, int]:
-        """(kind, end) of the longest phrase that begins with this word of a text in lower case."""
+        """(kind, end) of a number, a mark or the longest phrase that begins with this word of `low`."""
+        if word.lastgroup in ("number", None):
+            return _MARKS.get(word[0], "0"), word.end()
         first, start = word[0].lower(), word.start()
         for phrase, kind in self.phrases.get(first, ()):
             end = start + len(phrase)
@@ -214,9 +213,9 @@ _NAME_AFTER = re.compile(
     r"(?!rationale)[a-z]+(?:[lrnti]i|ei|[a-z]{2}us|[a-z]{3}is|[a-z]{3}um|[a-z]{3}[ae]ns|ae|ile|ale|"
     r"[tr]ica|[a-z]{3}rata)\b")
 _BINOMIAL = re.compile(r"^([A-Z])[a-z]+ ([a-z]+)$")
-# \0 is the letter: D-dimer, C4
+# \0 is the letter: D-dimer, C4; between letter and text is nothing like "l'amlodipine"
 _JOINED = re.compile(rf"(?:{_LETTER}['-]|[\d°])\0|\0(?:[\d°]|['-](?:{_LETTER}|[{_CJK}]))")
-_TO_TEXT = re.compile(r"[)\]*_`\"'»”]{0,4} ?[.):,(\[–—の-]{0,2} ?[*_(\[\"'«「]{0,3} ?")  # between both
+_TO_TEXT = re.compile(r"(?!'\w)[)\]*_`\"'»”]{0,4} ?[.):,(\[–—の-]{0,2} ?[*_(\[\"'«「]{0,3} ?")
 
 
 class _Reader:
@@ -253,13 +252,9 @@ class _Reader:
             self.tokens.append(Token("T", letter))
         elif match["word"] and (label_end := self._label(match)):
             return label_end
-        elif match["word"] or match["unspaced"]:
+        elif match.lastgroup or match[0] in _MARKS:
             kind, end = self.lexicon.at(self.low, match)
             self.tokens.append(Token(kind))
-        elif match["number"]:
-            self.tokens.append(Token("0"))
-        elif match[0] in _MARKS:
-            self.tokens.append(Token(_MARKS[match[0]]))
         return end
 
     def _label(self, match: re.Match[str]) -> int:
@@ -268,17 +263,14 @@ class _Reader:
         letters = self.lexicon.letters.get(word) or _LOOKALIKES.get(word, word)
         if word in self.unlike:
             letters = "?"  # a label, but none of ours
-        elif len(word) > 1:  # "ABD"
-            if not (word.isupper() and set(word) <= set(self.options) and list(word) == sorted(set(word))):
-                return 0
+        elif len(word) > 1 and list(word) != sorted(set(word) & set(self.options)):
+            return 0  # not "ABD"
         elif not "A" <= letters <= "Z" and letters.upper() not in self.options:
             return 0
         letters = letters.upper()
-        if re.compile(rf"'{_LETTER}").match(self.text, end):
-            return 0  # "l'amlodipine"
-        between = next(_TO_TEXT.finditer(self.text, end))
-        stop, owner = self.texts.get(between.end(), (end, ""))
-        if owner and (word in _UNLIKE + "ВСЕ"):
+        between = _TO_TEXT.match(self.text, end)
+        stop, owner = self.texts.get(between.end() if between else end, (end, ""))
+        if owner and word in _UNLIKE + "ВСЕ":
             letters = owner  # a Cyrillic label beside an option's text: the text decides
         if not owner and not self._stands_alone(match, letters):
             return 0
@@ -328,8 +320,6 @@ def _joined(tokens: Sequence[Token]) -> Token:
     kinds = {token.kind for token in tokens}
     *before, last = (token.letters for token in tokens if token.letters)
     letters = last if last in before else "".join(sorted({*last, *"".join(before)}))  # "between A and B, B"
-    if "T" in kinds and len(letters) == 1:
-        return Token("M", letters)  # "heparin (B)"
     return Token("O" if "|" in kinds and letters != last else "L" if kinds & set("LM") else "T", letters)
 
 
@@ -350,7 +340,7 @@ _STATEMENTS = [re.compile(pattern) for pattern in (
     rf"I{_AT}s{{0,2}}RA",  # "then B is the best answer" in German
     rf"(?:N[sIAC]{{0,4}}[LMTO]\)?|[LM]I?s{{1,3}}W)(?:,[sx]?|[sx])I?[sA]{{0,4}}{_AT}",  # "not A but B"
     r"[LMTO]W[sI]?(?P<at>[LMT])(?!:?[RW])",  # the same in Japanese
-    rf"(?:C,{{0,3}}|(?<=[.,n?-]))N[.,:-]{{1,3}}[sIAC]{{0,6}}{_AT}(?=,?B|[.n]|$|[IsC]{{0,2}}R)",  # "No, B"
+    rf"(?:[C,]N:|(?<![^C.,n?-])N[.,-]{{1,3}})[sIAC]{{0,6}}{_AT}(?=,?B|[.n]|$|[IsC]{{0,2}}R)",  # "No, B"
 )]
 _WRONG_ONE = [re.compile(rf"W[sxA]{{0,6}}[I:-]{_FILL}{_AT}")]  # "the wrong one is B", and no right one
 _EXCLUSIONS = [re.compile(r"N[sIACR]{0,4}(?P<at>[LMTO])")]
@@ -370,15 +360,13 @@ def _places(patterns: Iterable[re.Pattern[str]], kinds: str) -> set[int]:
 def _stated(tokens: Sequence[Token], kinds: str, wanted: str = "LMO") -> set[str] | None:
     """The letters of the last statement; empty if it names none or is retracted."""
     excluded = _places(_EXCLUSIONS, kinds)
-    for patterns in (_STATEMENTS, _WRONG_ONE, _WEAK):
-        stated = {at for at in _places(patterns, kinds) - excluded if kinds[at] in wanted}
-        if stated:
-            break
+    found = ({at for at in _places(patterns, kinds) - excluded if kinds[at] in wanted}
+             for patterns in (_STATEMENTS, _WRONG_ONE, _WEAK))
+    stated = next(filter(None, found), set())
     headings = _places(_HEADINGS, kinds)
     stated -= headings if len({tokens[at].letters for at in headings}) > 1 else set()
     elsewhere = {at for part in _ELSEWHERE.finditer(kinds) for at in range(*part.span())}
-    if any(kinds[at] != "O" for at in stated - elsewhere):
-        stated -= elsewhere
+    stated = stated - elsewhere or stated
     current: set[str] = set()
     for at in sorted(stated | excluded):
         letters = set(tokens[at].letters)
@@ -395,7 +383,7 @@ def _bare_lines(tokens: Sequence[Token], kinds: str) -> set[str] | None:
     bare = {start: match.start("at") for start in starts if (match := _BARE.match(kinds, start))}
     order = [tokens[at].letters for at in bare.values()]
     listed = len(order) > 1 and order[0] == "A" and order == sorted(set(order))  # headings of all options
-    for start in [*starts[-1:], *starts[:1], *bare]:
+    for start in [*starts[-1:], *bare]:
         if start in bare and (not listed or (start == starts[-1] and kinds[start] in "LO")):
             return set(tokens[bare[start]].letters) if kinds[bare[start]] != "O" else set()
     labels = [(start, match.start("at")) for start in starts if (match := _LABEL.match(kinds, start))]

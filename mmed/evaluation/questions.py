@@ -21,7 +21,7 @@ from mmed.prompts import (
     pick_examples,
     scored_string,
 )
-from mmed.tokenization.chat_template import encode_chat, render_chat
+from mmed.tokenization.chat_template import encode_chat
 from mmed.utils.errors import UserError
 
 # MMedLM: inference.py allows 1,000 new tokens in both runs. DIFFERS: an answer alone takes about ten
@@ -101,8 +101,7 @@ def encoder_of(model, tokenizer, config: EvalConfig) -> Callable:
             prompt = build_few_shot(item, shots, mode == "rationale", config.style)
         else:
             chat = build_messages(item, mode == "rationale", config.style, shots)
-            given = tokenizer, chat, family, name, config.thinking_budget > 0
-            return render_chat(*given), encode_chat(*given)
+            return encode_chat(tokenizer, chat, family, name, config.thinking_budget > 0)
         return prompt, encode_prompt(tokenizer, prompt)
 
     return encode

@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-_TAG = (r"(?:[a-z]{1,8}[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|思考|推理|"
-        r"思考过程|思考過程|réflexion|raisonnement|razonamiento|pensamiento|gedanken|überlegung|рассуждени[ея]|"
-        r"мысли|تفكير)\s*(?:>|&gt;)")
+_TAG = (r"(?:[a-z]{1,8}[:_])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|推理|"
+        r"思考(?:过程|過程)?|réflexion|raisonnement|razonamiento|pensamiento|gedanken|überlegung|"
+        r"рассуждени[ея]|мысли|تفكير)\s*(?:>|&gt;)")
 THOUGHTS = {  # opening -> (closing, the text that closes a thought)
     rf"(?:<|&lt;)\s*{_TAG}": (rf"(?:<|&lt;)\s*/\s*{_TAG}", "</think>"),
     r"<\|think\|>": (r"<\|/think\|>|<\|content\|>", "<|/think|>"),  # the second is Solar's
@@ -27,9 +27,10 @@ _OPEN, _CLOSE = "|".join(THOUGHTS), "|".join(closing for closing, _ in THOUGHTS.
 _THOUGHT = re.compile(f"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.I | re.M)
 _BEGUN = re.compile(rf"(?:{_OPEN})\s*\Z", re.I | re.M)
 # Harmony (gpt-oss): only the final channel answers. Without special tokens: "analysisWe ...assistantfinalB".
+_HARMONY = re.compile(r"<\|channel\|>|<\|message\|>|assistantfinal|"
+                      r"\A\s*(?:assistant)?analysis(?=[A-Z\d\"'(]|[^\x00-\x7f])")
 _FINAL = re.compile(r"(?:(?:<\|channel\|>|\A)\s*final\b[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?|"
-                    r"\A\s*(?:<\|start\|>assistant)?)<\|message\|>")
-_BARE_HARMONY = re.compile(r"\A\s*(?:assistant)?analysis(?=[A-Z\d\"'(]|[^\x00-\x7f])")
+                    r"\A\s*(?:<\|start\|>assistant)?)<\|message\|>|assistantfinal")
 
 
 def remove_thoughts(text: str) -> str:
@@ -38,13 +39,9 @@ def remove_thoughts(text: str) -> str:
     >>> remove_thoughts("<think>A? No.</think>The answer is B."), remove_thoughts("<think>A?")
     ('The answer is B.', '')
     """
-    if "<|channel|>" in text or "<|message|>" in text:
+    if _HARMONY.search(text):
         finals = list(_FINAL.finditer(text))
         text = text[finals[-1].end():] if finals else ""
-    elif "assistantfinal" in text:
-        text = text.rpartition("assistantfinal")[2]
-    elif _BARE_HARMONY.match(text):
-        text = ""
     kept, at, inside = [], 0, False
     for mark in _THOUGHT.finditer(text):
         if mark["close"]:

@@ -2,7 +2,7 @@
 
     decoder = decoder_for(model)                         kept with the model until its weights change
     cache = decoder.make_cache(batch, length)            keys and values of `batch` sequences, allocated once
-    decoder.prefill(cache, [Segment(row, 0, ids)])       many tokens of many sequences in one flat pass
+    list(decoder.prefill(cache, [Segment(row, 0, ids)])) many tokens of many sequences in one flat pass
     decoder.decode_step(cache, tokens, lengths)          a token of each of the first n rows -> logits (n, V)
 
     one pass of prefill    [ prompt of row 3 ..... | prompt of row 0 ... | rest of the prompt of row 5 ... ]
@@ -114,13 +114,10 @@ class Decoder:
             self.cache = KVCache(self.config, batch, length, self.dtype, self.device)
         return self.cache
 
-    def prefill(self, cache: KVCache, segments: Sequence[Segment]) -> list[Tensor]:
+    def prefill(self, cache: KVCache, segments: Sequence[Segment]) -> Iterator[Tensor]:
         """Compute the segments in order and store their keys and values; logits (segment.logits, V) of each.
-        A segment may overwrite an earlier one of its row: each attends before the next one is stored."""
-        return list(self.prefill_each(cache, segments))
-
-    def prefill_each(self, cache: KVCache, segments: Sequence[Segment]) -> Iterator[Tensor]:
-        """The same, pass by pass: where many tokens have logits, those of one pass exist at a time."""
+        A segment may overwrite an earlier one of its row: each attends before the next one is stored.
+        A pass is computed when its first logits are asked for, so those of one pass exist at a time."""
         for part in passes(segments, PASS_TOKENS.get(self.device.type, 1024)):
             yield from self.flat_pass(cache, part)
 

@@ -37,7 +37,7 @@ class PrefixCache:
         prefix, length = self.prefixes[index]
         if length:
             if prefix not in self.kept:
-                self.decoder.prefill(cache, [Segment(row, 0, self.prompts[index][:length], logits=0)])
+                list(self.decoder.prefill(cache, [Segment(row, 0, self.prompts[index][:length], logits=0)]))
                 self.kept[prefix] = tuple(x[:, row, :, :length].clone() for x in (cache.keys, cache.values))
             cache.keys[:, row, :, :length], cache.values[:, row, :, :length] = self.kept[prefix]
             self.waiting[prefix] -= 1
@@ -100,7 +100,7 @@ class Scheduler:
             self.running.append(self.waiting.popleft())
         segments = [self.prefixes.load(self.cache, row, self.running[row].index)
                     for row in range(first, len(self.running))]
-        logits = torch.cat(self.decoder.prefill(self.cache, segments))
+        logits = torch.cat(list(self.decoder.prefill(self.cache, segments)))
         check_finite(logits)
         self.extend(logits, first)
 

@@ -3,8 +3,7 @@
     score_many(model, prompts, options)     one list of sums per prompt
 
 An option's score is the sum over its tokens of log P(token | prompt, tokens before it), natural logarithm,
-in fp32. The options of a prompt follow it end to end in one flat pass. Shared
-prefixes are computed once, as in decoding.
+in fp32. A prompt's options follow it in one flat pass; shared prefixes are computed once, as in decoding.
 """
 from __future__ import annotations
 
@@ -29,8 +28,6 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
     """log P(option | prompt) of each option of each prompt; `on_done` is called with each prompt's place."""
     limit = model.config.max_position_embeddings
     for i, (prompt, choices) in enumerate(zip(prompts, options, strict=True)):
-        if not len(prompt) or not all(map(len, choices)):
-            raise UserError(f"prompt {i}: a prompt and each of its options need at least one token")
         if len(prompt) + max(map(len, choices), default=0) - 1 > limit:
             raise UserError(f"prompt {i} ({len(prompt):,} tokens) with its longest option exceeds the "
                             f"context length of {limit:,}; shorten it or give fewer examples")
@@ -50,7 +47,7 @@ def score_many(model: Transformer, prompts: Sequence[Sequence[int]],
             segments.append(prefixes.load(cache, row, first + row))
             rests = [option[:-1] for option in options[i] if len(option) > 1]
             segments += [Segment(row, len(prompts[i]), rest, logits=len(rest)) for rest in rests]
-        logits = decoder.prefill_each(cache, segments)
+        logits = decoder.prefill(cache, segments)
         for i in group:
             before = next(logits)
             for option in options[i]:
@@ -75,7 +72,7 @@ def int8_difference(model: Transformer, prompts: Sequence[Sequence[int]]) -> str
         model.int8 = True
     for prompt in prompts:
         segment = Segment(0, 0, prompt, logits=len(prompt))
-        logits = [decoder.prefill(decoder.make_cache(1, len(prompt)), [segment])[0] for decoder in decoders]
+        logits = [next(each.prefill(each.make_cache(1, len(prompt)), [segment])) for each in decoders]
         exact, int8 = (part.float().log_softmax(-1) for part in logits)
         top = exact.argmax(-1)
         same += float((int8.argmax(-1) == top).sum())

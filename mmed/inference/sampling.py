@@ -65,8 +65,6 @@ class Decoding:
         result = []
         for i, (prompt, limit, number) in enumerate(zip(prompts, limits, numbers, strict=True)):
             check_prompt(prompt, config, f"prompt {i}")
-            if limit < 0:
-                raise UsageError(f"max_new_tokens is {limit}: expected 0 or more")
             draws = random.Random(f"{self.seed} {number}")
             result.append(Sequence(i, list(prompt), min(limit, longest - len(prompt)), draws))
         return result

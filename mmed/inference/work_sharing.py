@@ -14,11 +14,7 @@ from typing import Any
 from mmed.training import distributed
 from mmed.utils.journal import Journal
 
-
-def round_size(max_batch_size: int) -> int:
-    """Items of a round, which is computed whole or not at all: so its items are batched in the same way, and
-    their scores have the same last digits, in a run that was killed."""
-    return 8 * max_batch_size
+ROUND_BATCHES = 8  # a round is computed whole or not at all, so scores of a killed run have the same digits
 
 
 def run_rounds(path: Path, facts: Mapping[str, Any], costs: Mapping[int, float],

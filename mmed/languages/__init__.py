@@ -18,7 +18,6 @@ import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from mmed.utils.errors import UserError, require_extra
 
@@ -62,14 +61,9 @@ def nltk_words(text: str) -> list[str]:
     DIFFERS: the official `nltk.word_tokenize` splits sentences with a downloaded English model. Punkt without
     a model needs none; only full stops after abbreviations ("Dr. Li") can become tokens of their own.
     """
-    sentences, words = _nltk()
-    return [word for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)]
-
-
-@functools.cache
-def _nltk() -> tuple[Any, Any]:
+    sentences = require_extra("nltk.tokenize.punkt", "words").PunktSentenceTokenizer()
     words = require_extra("nltk.tokenize.destructive", "words").NLTKWordTokenizer()
-    return require_extra("nltk.tokenize.punkt", "words").PunktSentenceTokenizer(), words
+    return [word for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)]
 
 
 @dataclass(frozen=True)

@@ -48,16 +48,14 @@ LANGUAGE = Language(
                "therefore, thus, hence, so, wait, actually, correction, sorry, on second thought, i mean, "
                "i meant, or rather",
         correct="correct|, right, best, true, likely, appropriate, suitable, accurate, final, yes, "
-                "preferred, preferable, of choice, safer, safest, better, fits, fits better, best fit, "
-                "matches",
+                "preferred, preferable, of choice, safer, safest, better, fits, best fit, matches",
         wrong="wrong, incorrect|, false, untrue, excluded, ruled out, contraindicated, inappropriate, "
               "unlikely, avoid|, unsafe, unsuitable, harmful, worse|, eliminated, is out, are out",
         not_="not, isn't, aren't, wasn't, cannot, can't, don't, never, rather than, instead of, neither, "
              "nor, eliminate, eliminating, ruling out",
-        because_if="because, since, as, for, given, due, with, which, while, whereas, although, "
-                   "though, according to, based on, considering / if, unless, many students, many "
-                   "people, many would, some people, some would, some might, one might, one may, you "
-                   "might, you may",
+        because_if="because, since, as, for, given, due, with, which, while, whereas, although, though, "
+                   "according to, based on, considering / if, unless, many students, many people, "
+                   "many would, some people, some would, some might, one might, one may, you might, you may",
         and_or="and, as well as / or", question="Question", letters="",
         stated=("The correct answer is {}.", "I would choose {}.", "{} is the best choice."),
         denied=("{} is wrong.", "It is not {}."),

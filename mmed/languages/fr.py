@@ -50,8 +50,7 @@ LANGUAGE = Language(
         not_="pas, ni, non, plutôt que, au lieu de",
         because_if="car, parce que, parce qu, puisque, en raison / si, s'il, beaucoup pensent, "
                    "certains pensent",
-        and_or="et, ainsi que / ou, ou bien, soit",
-        question="Question",
+        and_or="et, ainsi que / ou, ou bien, soit", question="Question",
         stated=("La bonne réponse est {}.", "Je choisis {}.", "{} est la bonne réponse."),
         denied=("{} est fausse.", "Ce n'est pas {}."),
     ),

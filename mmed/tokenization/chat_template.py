@@ -1,6 +1,6 @@
 """Chat templates of instruct models: messages in, token ids out.
 
-    encode_chat(tokenizer, [{"role": "user", "content": "Fever and cough?"}], family="llama")
+    text, ids = encode_chat(tokenizer, [{"role": "user", "content": "Fever and cough?"}], family="llama")
 
 The template in a model folder renders messages in Jinja's sandbox, as apply_chat_template of transformers
 does; a folder without one gets a template from CHAT_TEMPLATES. What a user writes is always ordinary text:
@@ -75,8 +75,7 @@ CHAT_TEMPLATES = {
 
 def template_name(tokenizer, family: str) -> str | None:
     """The key of CHAT_TEMPLATES for a model without a template of its own, by its special tokens and family;
-    None for a base model.
-    """
+    None for a base model."""
     by_token = {"<|start_header_id|>": "llama3", "<start_of_turn>": "gemma", "[INST]": "mistral3",
                 "<|im_start|>": family if family in ("internlm2", "qwen3") else "chatml"}
     by_family = {"mistral": "mistral", "llama": "llama2"} if tokenizer.kind != "byte-level BPE" else {}
@@ -102,15 +101,13 @@ def _jinja_template(text: str) -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     # transformers' own tag around the assistant's text, which encode_conversation finds in every template
-    text = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", text)
-    text = re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", text)
+    text = re.sub(r"(\{%[-+]?\s*(?:end)?)generation(\s*[-+]?%\})", r"\1with\2", text)
     return environment.from_string(text)
 
 
 def _render_jinja(text: str, messages: list[Message], variables: dict[str, Any]) -> str:
     """The text of a conversation. If the template has no system role (it raises an error or omits
-    the system text), that text goes before the first question.
-    """
+    the system text), that text goes before the first question."""
     def render(first: Message) -> str:
         return _jinja_template(text).render(messages=[first, *messages[1:]], tools=None, documents=None,
                                             **variables)
@@ -194,16 +191,11 @@ def _encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return result
 
 
-def encode_chat(tokenizer, messages: Sequence[Message], family: str = "",
-                name: str | None = None, thinking: bool = False) -> list[int]:
-    """Ids of a conversation up to where the answer begins, in the format `name` or the model's own."""
-    return _encode(tokenizer, [_render(tokenizer, messages, family, name, True, thinking)])[0]
-
-
-def render_chat(tokenizer, messages: Sequence[Message], family: str = "", name: str | None = None,
-                thinking: bool = False) -> str:
-    """The same as readable text, including special tokens."""
-    return _render(tokenizer, messages, family, name, True, thinking).replace(MARK, "")
+def encode_chat(tokenizer, messages: Sequence[Message], family: str = "", name: str | None = None,
+                thinking: bool = False) -> tuple[str, list[int]]:
+    """(text, ids) of a conversation up to where the answer begins; `name` is that of a built-in template."""
+    text = _render(tokenizer, messages, family, name, True, thinking)
+    return text.replace(MARK, ""), _encode(tokenizer, [text])[0]
 
 
 def encode_conversation(tokenizer, messages: Sequence[Message],

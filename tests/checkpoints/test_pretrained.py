@@ -46,7 +46,7 @@ def close_with_cache(model: Transformer, ids: torch.Tensor, expected: torch.Tens
     cache = decoder.make_cache(*ids.shape)
     first = decoder.prefill(cache, [Segment(b, 0, ids[b, :n].tolist(), logits=n)
                                     for b, n in enumerate(starts)])
-    equal = [close(first[b], expected[b, :n]) for b, n in enumerate(starts)]
+    equal = [close(logits, expected[b, :starts[b]]) for b, logits in enumerate(first)]
     for step in range(10):
         at = [n + step for n in starts]
         equal.append(close(decoder.decode_step(cache, ids[rows, at].tolist(), at), expected[rows, at]))

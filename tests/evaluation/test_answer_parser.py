@@ -149,7 +149,7 @@ PHRASES = [
     "Aspirin and heparin", "\u200f", "\u202e", "</s>", "<think>", "</think>", "### Instruction:",
     "Question:", "1.", "true", "false",
 ]
-READ = {"6": "e015ff90805a5fed"}  # version of the parser -> hash of what it reads from 3,000 texts
+READ = {"7": "d604a6705cfafda7"}  # version of the parser -> hash of what it reads from 3,000 texts
 
 
 def test_a_parser_that_reads_anything_differently_has_a_new_version():

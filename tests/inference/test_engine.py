@@ -118,7 +118,7 @@ def test_logits_of_many_tokens_exist_for_one_pass_at_a_time(monkeypatch):
     decoder = decoder_for(model)
     monkeypatch.setattr(decoder, "flat_pass", lambda cache, part: computed.append(part) or [
         torch.zeros(segment.logits, 97) for segment in part])
-    logits = decoder.prefill_each(None, [Segment(row, 0, [1] * 10, logits=10) for row in range(5)])
+    logits = decoder.prefill(None, [Segment(row, 0, [1] * 10, logits=10) for row in range(5)])
     assert [len(computed) for _ in logits] == [1, 2, 3, 4, 5]
 
 
@@ -259,8 +259,6 @@ def test_a_sequence_ends_at_the_last_position_and_a_longer_prompt_is_an_error(en
         with pytest.raises(UserError, match=message):
             generate(model, prompts, 5, engine_name=engine_name)
     assert generate(model, [], 5, engine_name=engine_name) == []
-    with pytest.raises(UserError, match="max_new_tokens is -1"):
-        generate(model, [[1]], -1, engine_name=engine_name)
 
 
 def test_logits_that_are_not_finite_are_an_error():
@@ -284,8 +282,6 @@ def test_option_scores_equal_full_forwards(family):
         assert row == pytest.approx([exact_score(model, prompt, ids) for ids in choices], abs=1e-3)
     with pytest.raises(UserError, match="context length of 128"):
         score_many(model, [[1] * 128], [[[1, 2]]])
-    with pytest.raises(UserError, match="need at least one token"):
-        score_many(model, [[1]], [[[2], []]])
 
 
 @pytest.mark.parametrize("fitting, rows", [(3, 2), (40, 6)])

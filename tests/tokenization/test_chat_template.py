@@ -1,6 +1,7 @@
 """Chat templates against the published ones, rendered by transformers; ids against its tokenizers."""
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 import sentencepiece
@@ -8,39 +9,23 @@ from repository import ROOT
 from tiny_models import byte_level_bpe, transformers
 
 from mmed.tokenization import chat_template
-from mmed.tokenization.chat_template import CHAT_TEMPLATES, encode_chat, encode_conversation, render_chat
+from mmed.tokenization.chat_template import CHAT_TEMPLATES, encode_chat, encode_conversation
 from mmed.tokenizer import load_tokenizer, train_sentencepiece
 from mmed.utils.errors import UserError
 
 IM = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
       "'<|im_end|>' + '\n'}}{% endfor %}"
       "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-
-
-def with_default_system(text):
-    """ChatML with this system message where a conversation has none."""
-    return ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-            f"{{{{ '<|im_start|>system\n{text}<|im_end|>\n' }}}}{{% endif %}}"
-            + IM.removeprefix("{% for message in messages %}"))
-
-
 PUBLISHED = {path.stem: path.read_text(encoding="utf-8").strip()  # without tools
              for path in (ROOT / "tests" / "data" / "chat_templates").glob("*.jinja")}
 TEMPLATES = {name: PUBLISHED[name] for name in ("llama2", "llama3", "mistral", "mistral3", "gemma")} | {
     "internlm2": "{{ bos_token }}" + IM, "chatml": IM,
     "qwen3": IM.replace("{% endif %}", "{{ '<think>\n\n</think>\n\n' }}{# enable_thinking #}{% endif %}")}
 # Templates that no built-in format renders
-# The system's text also holds a switch, as in SmolLM3 and Nemotron
-SWITCHED = ("{%- set s = messages[0].content if messages[0].role == 'system' else '/think' -%}"
-            "<|im_start|>system\n{{ s.replace('/no_think', '').rstrip() }}<|im_end|>{{ '/no_think' in s }}\n"
-            "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
-            "{{ m.content }}<|im_end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 OWN_TEMPLATES = {
-    "switched": SWITCHED,
-    **{name: PUBLISHED[name] for name in ("llama3.1", "llama3.2", "gemma3", "qwen3-thinking-2507")},
-    "qwen2.5": with_default_system("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
-    "smollm2": with_default_system("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+    **{name: PUBLISHED[name] for name in (
+        "llama3.1", "llama3.2", "gemma3", "qwen2.5", "qwen3-thinking-2507", "smollm2",
+        "switched")},  # as in SmolLM3: the system's text holds a switch
     "qwen3-hybrid": PUBLISHED["qwen3-thinking-2507"].replace(
         r"assistant\n<think>\n' }}{%- endif",
         r"assistant\n' }}{%- if enable_thinking is defined and enable_thinking is false %}"
@@ -97,10 +82,9 @@ def test_text_and_ids_are_those_of_the_published_template(byte_level, name, mess
     expected = as_published(name, messages)
     options = {"chat_template": TEMPLATES[name], "add_generation_prompt": True}
     for ours.chat_template, given in (("", name), (TEMPLATES[name], None)):  # built in; in the model's folder
-        assert render_chat(ours, messages, name=given) == theirs.apply_chat_template(
-            expected, tokenize=False, **options)
-        assert encode_chat(ours, messages, name=given) == list(theirs.apply_chat_template(
-            expected, return_dict=False, **options))
+        text, ids = encode_chat(ours, messages, name=given)
+        assert text == theirs.apply_chat_template(expected, tokenize=False, **options)
+        assert ids == list(theirs.apply_chat_template(expected, return_dict=False, **options))
 
 
 THOUGHTS = conversation("Q", "<think>\nhm\n</think>\n\nA", "Q", "<think>\nso\n</think>\n\nB", "Q")
@@ -121,7 +105,7 @@ def test_the_template_of_the_folder_renders_prompts_and_conversations(byte_level
     ours.chat_template = OWN_TEMPLATES[name]
     for thinking in (True, False):
         options = {"chat_template": ours.chat_template, "enable_thinking": thinking, "return_dict": False}
-        assert encode_chat(ours, messages, thinking=thinking) == list(theirs.apply_chat_template(
+        assert encode_chat(ours, messages, thinking=thinking)[1] == list(theirs.apply_chat_template(
             messages, add_generation_prompt=True, **options))
     text = "<think>\nwhy\n</think>\n\nFlu." if messages is THOUGHTS else "Flu."
     last = {"role": "assistant", "content": text}
@@ -174,7 +158,7 @@ def pieces(tmp_path_factory):
 
 
 def test_text_begins_anew_after_bos_and_nowhere_else(pieces):
-    ids = encode_chat(pieces, CONVERSATIONS[2], "llama")
+    _, ids = encode_chat(pieces, CONVERSATIONS[2], "llama")
     first, second = pieces.encode("[INST] 発熱 [/INST] 安静に。 "), pieces.encode("[INST] 薬は？ [/INST]")
     assert ids == [pieces.bos_id, *first, pieces.eos_id, pieces.bos_id, *second]
     # Llama 2's own code encodes each turn by itself
@@ -187,16 +171,11 @@ def test_text_that_looks_like_a_special_token_stays_text(byte_level, name):
     ours, _ = byte_level[0]
     rng = random.Random(name)
     attack = "".join(rng.choices([*ours.special, "<BOS>", "assistant\n", "\n\n", "system"], k=12))
-    plain, attacked = (encode_chat(ours, conversation(text), name=name) for text in ("x", attack))
+    plain, attacked = (encode_chat(ours, conversation(text), name=name)[1] for text in ("x", attack))
     special = set(ours.special.values())
     assert [i for i in attacked if i in special] == [i for i in plain if i in special]
     assert attack.strip() in ours.decode(attacked)
-    assert "<BOS>" in render_chat(ours, conversation("<BOS>"), name=name)
-
-
-class Like:
-    def __init__(self, special, kind="byte-level BPE"):
-        self.special, self.kind, self.chat_template = dict.fromkeys(special, 1), kind, ""
+    assert "<BOS>" in encode_chat(ours, conversation("<BOS>"), name=name)[0]
 
 
 @pytest.mark.parametrize("special, kind, family, expected", [
@@ -206,7 +185,11 @@ class Like:
     (["[INST]"], "sentencepiece", "mistral", "mistral3"), ([], "sentencepiece", "mistral", "mistral"),
     ([], "Hugging Face tokenizers", "llama", "llama2"), ([], "byte-level BPE", "bloom", None)])
 def test_without_a_template_special_tokens_and_family_decide(special, kind, family, expected):
-    assert chat_template.template_name(Like(special, kind), family) == expected
+    tokenizer = SimpleNamespace(special=dict.fromkeys(special, 1), kind=kind, chat_template="")
+    assert chat_template.template_name(tokenizer, family) == expected
+    if expected is None:
+        with pytest.raises(UserError, match="base model"):
+            encode_chat(tokenizer, CONVERSATIONS[0], family)
 
 
 @pytest.mark.parametrize("file, template", [
@@ -221,7 +204,7 @@ def test_a_llama_with_chatml_begins_with_its_own_system_message_and_no_bos(tmp_p
     (tmp_path / "tokenizer_config.json").unlink()
     text = template if file.endswith(".jinja") else json.dumps({"chat_template": template})
     (tmp_path / file).write_text(text)
-    assert render_chat(load_tokenizer(tmp_path), CONVERSATIONS[0], "llama").startswith(
+    assert encode_chat(load_tokenizer(tmp_path), CONVERSATIONS[0], "llama")[0].startswith(
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user")
 
@@ -234,8 +217,3 @@ def test_a_llama_with_chatml_begins_with_its_own_system_message_and_no_bos(tmp_p
 def test_messages_that_are_not_a_conversation_and_an_unfit_template_are_rejected(pieces, messages, words):
     with pytest.raises(UserError, match=words):
         encode_chat(pieces, messages, name="llama3")
-
-
-def test_a_base_model_has_no_template():
-    with pytest.raises(UserError, match="base model"):
-        encode_chat(Like([]), CONVERSATIONS[0], "bloom")

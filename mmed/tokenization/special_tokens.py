@@ -46,8 +46,8 @@ class TokenizerSettings:
         self.ordinary = {text: entry["id"] for text, entry in self.added.items() if not entry["special"]}
 
     def pattern(self, text: str) -> str:
-        """A regular expression for a token in ordinary text, with the spaces that it swallows."""
-        rules, found = self.added.get(text, {}), re.escape(text)
+        """A regular expression for a token in text; an ordinary one may swallow the spaces around it."""
+        rules, found = self.added[text] if text in self.ordinary else {}, re.escape(text)
         if rules.get("single_word"):
             found = rf"(?<!\w){found}(?!\w)"
         return r"\s*" * rules.get("lstrip", False) + found + r"\s*" * rules.get("rstrip", False)

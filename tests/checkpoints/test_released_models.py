@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from checkpoints.test_families import LLAMA1, LLAMA31
 from json_lines import write_lines
 from safetensors.torch import load_file
 from tiny_models import make_tokenizer
@@ -18,27 +19,20 @@ from mmed.evaluation.published import LANGUAGES
 from mmed.model import Transformer
 
 # config.json as published; SMALL is what differs here
-COMMON = {
-    "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096,
-    "initializer_range": 0.02, "intermediate_size": 14336, "num_attention_heads": 32, "num_hidden_layers": 32,
-    "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-    "use_cache": True}
-INTERNLM1 = COMMON | {
+INTERNLM1 = LLAMA1 | {
     "auto_map": {"AutoConfig": "configuration_internlm.InternLMConfig"}, "bias": True,
-    "intermediate_size": 11008, "max_position_embeddings": 2048, "model_type": "internlm", "pad_token_id": 2,
-    "num_key_value_heads": None, "rms_norm_eps": 1e-06, "torch_dtype": "float16", "vocab_size": 103168}
-INTERNLM2_7B = COMMON | {
+    "model_type": "internlm", "pad_token_id": 2, "vocab_size": 103168}
+WIDE = {"intermediate_size": 14336, "num_key_value_heads": 8, "rms_norm_eps": 1e-05}
+INTERNLM2_7B = LLAMA1 | WIDE | {
     "architectures": ["InternLM2ForCausalLM"], "attn_implementation": "eager", "bias": False,
     "auto_map": {"AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM"},
     "max_position_embeddings": 32768, "model_type": "internlm2", "pad_token_id": 2,
     "rope_scaling": {"factor": 2.0, "type": "dynamic"}, "rope_theta": 1000000, "vocab_size": 92544}
 INTERNLM2_1_8B = INTERNLM2_7B | {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16,
                                  "num_hidden_layers": 24}
-LLAMA3 = COMMON | {
-    "_name_or_path": "checkpoint-6200", "attention_bias": False, "attention_dropout": 0.0,
-    "bos_token_id": 128000, "eos_token_id": 128001, "max_position_embeddings": 8192, "mlp_bias": False,
-    "model_type": "llama", "pretraining_tp": 1, "rope_scaling": None, "rope_theta": 500000.0,
-    "transformers_version": "4.40.0", "vocab_size": 128256}
+LLAMA3 = LLAMA31 | WIDE | {
+    "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000, "eos_token_id": 128001,
+    "max_position_embeddings": 8192, "mlp_bias": False, "rope_scaling": None}
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 384}
 # config, tokenizer, billions of parameters
 RELEASED = {"MMedLM": (INTERNLM1, "sentencepiece", 7.3), "MMedLM2": (INTERNLM2_7B, "sentencepiece", 7.7),

@@ -138,9 +138,9 @@ class Tokenizer:
 # ------------------------------------------------------------------------------------------------------ files
 
 def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
-    """Open the tokenizer of a model folder, or one tokenizer file of it.
+    """Open a tokenizer file, or that of a model folder: `tokenizer.model`, unless `tokenizer.json` has other
+    pieces.
 
-    `tokenizer.model` is preferred to `tokenizer.json`, which is made from it, unless their pieces differ.
     `bos`: whether documents and prompts begin with BOS, "yes" or "no"; "auto" follows the tokenizer's files,
     which is wrong for models that are published without the BOS that they were trained with.
     """

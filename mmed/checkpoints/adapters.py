@@ -27,8 +27,7 @@ from mmed.utils.untrusted import reading
 
 PREFIX = "base_model.model."
 EMBEDDING, HEAD = ENDS = ("embed_tokens.weight", "lm_head.weight")
-# Keys read from adapter_config.json -> (types, default). Any key that is neither here nor in IGNORED must be
-# unset.
+# Keys read from adapter_config.json -> (types, default). A key that is not here or in IGNORED must be unset.
 SETTINGS: dict[str, tuple[tuple[type, ...], Any]] = {
     "r": ((int,), None), "lora_alpha": ((int, float), None), "target_modules": ((list, str), None),
     "lora_dropout": ((int, float), 0.0), "rank_pattern": ((dict,), {}), "alpha_pattern": ((dict,), {}),
@@ -42,8 +41,6 @@ IGNORED = SOME_LAYERS | set("""
 # Initialisations that leave the base as it is. The others move a part of its weights into the adapter, which
 # then fits the changed base only.
 PLAIN_INITS = (True, "gaussian", "orthogonal", "eva")
-CONVERT = ("save it in PEFT as plain LoRA (save_pretrained with path_initial_model_for_weight_conversion), "
-           "or merge it there into the base it was trained on (merge_and_unload)")
 
 
 def peft_names(config: ModelConfig, name: str) -> list[str]:
@@ -94,8 +91,9 @@ def read_adapter_config(path: Path) -> dict:
         raise UserError(f"{path}: {unknown[0]}={str(config[unknown[0]])[:80]!r} is not supported")
     init = config.get("init_lora_weights", True)
     if init not in PLAIN_INITS:
-        raise UserError(f"{path}: init_lora_weights={str(init)[:80]!r}: it needs a modified base model; "
-                        f"{CONVERT}")
+        raise UserError(f"{path}: init_lora_weights={str(init)[:80]!r}: it needs a modified base model; save "
+                        "it in PEFT as plain LoRA (save_pretrained with path_initial_model_for_weight_"
+                        "conversion), or merge it there into its base (merge_and_unload)")
     for key, (kinds, default) in SETTINGS.items():
         value = config.setdefault(key, default)
         if type(value) not in kinds:

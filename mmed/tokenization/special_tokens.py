@@ -96,10 +96,8 @@ class TokenizerSettings:
         return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
     def adds_bos(self, bos_id: int | None, known: dict[str, int]) -> bool:
-        """Whether the reference puts BOS before a text: by tokenizer.json, or without one by `add_bos_token`.
-
-        Without that key too, the models (Llama, InternLM, Gemma) add it.
-        """
+        """Whether the reference puts BOS before a text: by tokenizer.json, or without one by `add_bos_token`,
+        which may be missing where it does (Llama, InternLM, Gemma)."""
         if not self.json:
             return self.config.get("add_bos_token") is not False
         for step in steps_of(self.json.get("post_processor"), "processors"):

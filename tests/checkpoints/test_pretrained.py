@@ -2,6 +2,7 @@
 import os
 import pickle
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,6 @@ from mmed.checkpoints.pretrained import load_pretrained, save_pretrained, stored
 from mmed.generate import generate
 from mmed.inference.decoder import Segment, decoder_for
 from mmed.model import ModelConfig, Transformer
-from mmed.tokenizer import train_sentencepiece
 from mmed.utils.errors import UserError
 from mmed.utils.files import read_json, write_json
 
@@ -245,20 +245,16 @@ def test_a_config_that_does_not_fit_is_named(folder, file, content, words):
         load_pretrained(folder)
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_rejected(folder):
-    train_sentencepiece(["heart lung bone fever dose " * 50], folder, 280)
-    with pytest.raises(UserError, match="280 ids, the embedding only"):
-        load_pretrained(folder)
-
-
-def test_a_special_token_that_nothing_uses_needs_no_row(tmp_path):
-    """Gemma 3's <image_soft_token>."""
-    make_folder(tmp_path / "m")  # of 325 rows
-    (tmp_path / "m" / "added_tokens.json").write_text('{"<image_soft_token>": 325}')
-    assert load_pretrained(tmp_path / "m")[1].vocab_size == 326
-    (tmp_path / "m" / "chat_template.jinja").write_text("<image_soft_token>{{ messages[0].content }}")
-    with pytest.raises(UserError, match="326 ids, the embedding only"):
-        load_pretrained(tmp_path / "m")
+@pytest.mark.parametrize("token, template, fits", [
+    ("<image_soft_token>", "", True), ("<image_soft_token>", "<image_soft_token>{{ message }}", False),
+    ("<|im_end|>", "", False), ("fever", "", False)])
+def test_a_token_needs_a_row_if_anything_can_make_it(tmp_path, token, template, fits):
+    """Gemma 3's text models have none for <image_soft_token>."""
+    folder = make_folder(tmp_path / "model")  # of 325 rows
+    write_json(folder / "added_tokens.json", {token: 325})
+    (folder / "chat_template.jinja").write_text(template)
+    with nullcontext() if fits else pytest.raises(UserError, match="326 ids, the embedding only"):
+        assert load_pretrained(folder)[1].vocab_size == 326
 
 
 def peak_memory() -> int:

@@ -36,8 +36,6 @@ def _varint(stream: io.BytesIO) -> int:
     while (byte := stream.read(1)[0]) > 127:
         value |= (byte & 127) << shift
         shift += 7
-        if shift > 63:
-            raise ValueError("number too long")
     return value | byte << shift
 
 
@@ -148,12 +146,12 @@ def other_pieces(path: Path, json_path: Path) -> bool:
     file = read_json(json_path)
     try:
         library = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        pieces = {index: library.id_to_piece(index) for index in range(len(library))}
         theirs = {index: piece for piece, index in file["model"]["vocab"].items()}
         skipped = {entry["id"] for entry in file["added_tokens"]}
-    except (RuntimeError, KeyError, TypeError, AttributeError):  # tiktoken, Unigram, or a damaged file
+    except Exception:  # tiktoken's file, Unigram, or a damaged file, which is reported when it is opened
         return False
-    skipped |= {index for index in range(len(library)) if library.is_byte(index)}  # Gemma's \t is <0x09>
-    pieces = {index: library.id_to_piece(index) for index in range(len(library))}
+    skipped |= {index for index in pieces if library.is_byte(index)}  # Gemma's \t is <0x09>
     return any(pieces.get(index) != theirs.get(index) for index in (pieces | theirs).keys() - skipped)
 
 

@@ -10,7 +10,6 @@ from json_lines import write_lines
 from safetensors.torch import load_file
 from tiny_models import make_tokenizer
 
-from mmed.checkpoints import pretrained
 from mmed.checkpoints.__main__ import main as checkpoints
 from mmed.checkpoints.families import read_config
 from mmed.checkpoints.pretrained import load_config, load_pretrained, save_pretrained
@@ -47,14 +46,9 @@ def released_folder(folder, config: dict, kind: str) -> None:
         small |= {"bos_token_id": 300, "eos_token_id": 302}
     save_pretrained(Transformer(read_config(small)).init_weights(1), None, folder, dtype=torch.bfloat16)
     make_tokenizer(folder, kind)
-    for path in sorted(folder.glob("model*")) if config is not LLAMA3 else ():  # InternLM: legacy files
-        legacy = folder / f"pytorch_{path.name.replace('safetensors', 'bin')}"
-        if path.suffix == ".json":
-            text = path.read_text().replace('"model-', '"pytorch_model-').replace("safetensors", "bin")
-            legacy.write_text(text)
-        else:
-            torch.save(load_file(path), legacy)
-        path.unlink()
+    if config is not LLAMA3:  # InternLM: a legacy file
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
         for name in ("configuration", "modeling", "tokenization"):
             (folder / f"{name}_{config['model_type']}.py").write_text("raise SystemExit('this file was run')")
     (folder / "config.json").write_text(json.dumps(small))
@@ -62,13 +56,12 @@ def released_folder(folder, config: dict, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_a_released_folder_opens_is_inspected_and_sits_the_exam(tmp_path, capsys, monkeypatch, name):
+def test_a_released_folder_opens_is_inspected_and_sits_the_exam(tmp_path, capsys, name):
     config, kind, billions = RELEASED[name]
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in Transformer(read_config(config)).parameters())
     assert round(size / 1e9, 1) == billions
     folder = tmp_path / name
-    monkeypatch.setattr(pretrained, "SHARD_BYTES", 60_000)
     released_folder(folder, config, kind)
     assert checkpoints(["inspect", str(folder)]) == 0
     assert config["model_type"] in capsys.readouterr().out

@@ -91,7 +91,8 @@ class Tokenizer:
         texts = "|".join(map(settings.pattern, sorted(known, key=lambda text: (-len(text), text))))
         self._added_pattern = re.compile(texts if self.added and not finds_added else "(?!)")
         # no space before text that follows such a token
-        self._joins_added = bool(self.added) and settings.config.get("legacy") is False
+        self._joins_added = (self.kind == "sentencepiece" and bool(self.added)
+                             and settings.config.get("legacy") is False)
         facts = [self.kind, self.core.facts(), sorted(self.special.items()), sorted(self.added.items()),
                  self.bos_id, self.eos_id, self._added_pattern.pattern, self._joins_added]
         self.fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -137,9 +138,9 @@ class Tokenizer:
 # ------------------------------------------------------------------------------------------------------ files
 
 def load_tokenizer(path: str | Path, bos: str = "auto") -> Tokenizer:
-    """Open the tokenizer of a model folder, or one tokenizer file of it.
+    """Open a tokenizer file, or that of a model folder: `tokenizer.model`, unless `tokenizer.json` has other
+    pieces.
 
-    `tokenizer.model` is preferred to `tokenizer.json`, which is made from it, unless their pieces differ.
     `bos`: whether documents and prompts begin with BOS, "yes" or "no"; "auto" follows the tokenizer's files,
     which is wrong for models that are published without the BOS that they were trained with.
     """
@@ -206,11 +207,11 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     write_json(config, settings | {"add_bos_token": tokenizer.bos_id is not None})
     if file.is_file():  # where transformers reads it
         index = tokenizer.bos_id
-        rule = None if index is None else _post_processor(tokenizer.piece(index), index)
+        rule = None if index is None else bos_rule(tokenizer.piece(index), index)
         write_json(file, read_json(file) | {"post_processor": rule})
 
 
-def _post_processor(text: str, index: int) -> dict:
+def bos_rule(text: str, index: int) -> dict:
     """tokenizer.json's rule that puts BOS before a text."""
     single = [{"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
@@ -261,7 +262,7 @@ def write_sentencepiece(data: bytes, folder: Path) -> None:
     model = sp.SentencePieceModel(data)
     roles = sp.SentencePieceBackend(model).roles
     tokens = {f"{role}_token": model.pieces[index][0] for role, index in roles.items() if index is not None}
-    rule = None if roles["bos"] is None else _post_processor(tokens["bos_token"], roles["bos"])
+    rule = None if roles["bos"] is None else bos_rule(tokens["bos_token"], roles["bos"])
     write_json(folder / "tokenizer.json", sp.hub_tokenizer(model) | {"post_processor": rule})
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **tokens,
                                                   "clean_up_tokenization_spaces": False})

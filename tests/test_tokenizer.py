@@ -12,15 +12,18 @@ import pytest
 import sentencepiece
 import tiktoken
 from growth import grows_at_most
+from tiny_models import byte_level_bpe
 
 from mmed.tokenization import byte_level
 from mmed.tokenization.byte_level import GPT2, LLAMA3, QWEN2, byte_alphabet
 from mmed.tokenization.hub import added_token
 from mmed.tokenization.sentencepiece_model import build_message
-from mmed.tokenizer import load_tokenizer, save_tokenizer, train_sentencepiece
+from mmed.tokenizer import bos_rule, load_tokenizer, save_tokenizer, train_sentencepiece
 from mmed.utils.errors import UserError
+from mmed.utils.files import read_json, write_json
 
 tokenizers = pytest.importorskip("tokenizers")
+pre_tokenizers = tokenizers.pre_tokenizers
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 SENTENCES = """\
@@ -79,26 +82,19 @@ def sentencepiece_library(folder: Path) -> sentencepiece.SentencePieceProcessor:
 
 
 def hf_byte_level(pattern: str, *, size: int = 700, form: str | None = None, added=()):
-    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
-
-    hf = tokenizers.Tokenizer(models.BPE())
+    words = pre_tokenizers.Sequence([pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"),
+                                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    hf = byte_level_bpe(corpus(), size, ["<|endoftext|>", "<|eot_id|>"], words)
     if form:
-        hf.normalizer = getattr(normalizers, form)()
-    hf.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(pattern), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    hf.decoder = decoders.ByteLevel()
-    hf.train_from_iterator(corpus(), trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>", "<|eot_id|>"], show_progress=False))
-    hf.add_tokens([AddedToken(text, normalized=False) for text in added])
+        hf.normalizer = getattr(tokenizers.normalizers, form)()
+    hf.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in added])
     return hf
 
 
 def saved(hf, folder: Path, **changes):
     """(our tokenizer, the library's function from text to ids) of a tokenizer.json with changes."""
     content = json.loads(hf.to_str()) | changes
-    (folder / "tokenizer.json").write_text(json.dumps(content))
+    write_json(folder / "tokenizer.json", content)
     reference = tokenizers.Tokenizer.from_str(json.dumps(content))
     reference.encode_special_tokens = True  # text of special tokens is ordinary text, as in ours
     return load_tokenizer(folder), lambda text: reference.encode(text, add_special_tokens=False).ids
@@ -123,8 +119,7 @@ def test_a_renamed_user_defined_piece_is_a_special_token_and_never_found_in_text
     assert index in before.encode("[UNUSED_TOKEN_145]")
     decoder = {str(index): {"content": "<|im_end|>", "special": True},
                "701": {"content": "[PAD]", "special": True}}
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"added_tokens_decoder": decoder, "pad_token": "[PAD]"}))
+    write_json(tmp_path / "tokenizer_config.json", {"added_tokens_decoder": decoder, "pad_token": "[PAD]"})
     ours = load_tokenizer(tmp_path)
     assert ours.special["<|im_end|>"] == index and index in ours.end_ids
     assert ours.pad_id == 701 and ours.vocab_size == 702
@@ -134,35 +129,31 @@ def test_a_renamed_user_defined_piece_is_a_special_token_and_never_found_in_text
     assert keep in ours.encode("a<keep>b") and ours.fingerprint != before.fingerprint
 
 
-def test_tokens_that_tokenizer_json_names_are_known_beside_tokenizer_model(tmp_path):
-    """transformers 5 writes them nowhere else."""
-    train_sentencepiece(corpus(), tmp_path, 700)
-    file = json.loads((tmp_path / "tokenizer.json").read_text())
-    file["added_tokens"] += [added_token(700, "<|im_end|>", True), added_token(701, "<think>", False)]
-    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
-    ours = load_tokenizer(tmp_path)
-    assert ours.kind == "sentencepiece" and ours.vocab_size == 702 and ours.special["<|im_end|>"] == 700
-    assert 701 in ours.encode("a<think>b") and 700 in ours.end_ids
-
-
-@pytest.mark.parametrize("with_json", [False, True])
+@pytest.mark.parametrize("named_in", ["tokenizer_config.json", "tokenizer.json"])
 @pytest.mark.parametrize("settings", [{"add_prefix_space": False}, {"lstrip": True, "rstrip": True},
                                       {"single_word": True}, {"normalized": True}], ids=str)
-def test_settings_beside_sentencepiece_count_as_in_transformers(tmp_path, settings, with_json):
+def test_tokens_and_settings_beside_sentencepiece_count_as_in_transformers(tmp_path, settings, named_in):
+    """transformers 5 names tokens in tokenizer.json only."""
     transformers = pytest.importorskip("transformers")
     train_sentencepiece(corpus(), tmp_path, 700)
-    token = {"content": "<think>", "special": False, "normalized": False, "lstrip": False, "rstrip": False,
-             "single_word": False}
-    config = {"bos_token": "<s>", "eos_token": "</s>", "legacy": False, "tokenizer_class": "LlamaTokenizer"}
-    config |= {"add_prefix_space": settings.get("add_prefix_space")}
-    decoder = {"700": token | {key: value for key, value in settings.items() if key in token}}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"added_tokens_decoder": decoder}))
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    if not with_json:
+    flags = {key: value for key, value in settings.items() if key != "add_prefix_space"}
+    tokens = [added_token(700, "<think>", False) | flags,
+              added_token(701, "<|im_end|>", True) | {"lstrip": True, "rstrip": True}]  # of no effect in text
+    config = {"bos_token": "<s>", "eos_token": "</s>", "legacy": False, "tokenizer_class": "LlamaTokenizer",
+              "add_prefix_space": settings.get("add_prefix_space")}
+    file = read_json(tmp_path / "tokenizer.json")
+    if named_in == "tokenizer.json":
+        write_json(tmp_path / named_in, file | {"added_tokens": file["added_tokens"] + tokens})
+    else:
         (tmp_path / "tokenizer.json").unlink()
+        config["added_tokens_decoder"] = {str(token["id"]): token for token in tokens}
+    write_json(tmp_path / "tokenizer_config.json", config)
+    write_json(tmp_path / "config.json", {"model_type": "llama"})
     ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert ours.kind == "sentencepiece"
-    for text in ("fever", "a<think>b", "a  <think> \n b", "<think>x y", "<think> <think>", "a <think>"):
+    assert ours.kind == "sentencepiece" and ours.vocab_size == 702
+    assert ours.special["<|im_end|>"] == 701 and 701 in ours.end_ids
+    for text in ("fever", "a<think>b", "a  <think> \n b", "<think>x y", "<think> <think>", "a <think>",
+                 "a <|im_end|> <think> b"):
         ids = theirs(text, split_special_tokens=True, add_special_tokens=False).input_ids
         assert ours.encode(text) == ids, text
 
@@ -176,7 +167,7 @@ def test_a_tokenizer_file_is_saved_under_the_name_that_folders_have(tmp_path, sp
         ours = load_tokenizer(tmp_path / f"my-{name}")
         save_tokenizer(ours, tmp_path / "out")
         assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
-        assert load_tokenizer(tmp_path / "out").fingerprint == ours.fingerprint
+        assert load_tokenizer(tmp_path / "out").fingerprint == ours.fingerprint  # names do not count
         (tmp_path / "out" / name).unlink()
 
 
@@ -188,6 +179,10 @@ def test_a_tokenizer_json_of_another_vocabulary_goes_before_tokenizer_model(tmp_
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert ours.vocab_size == 700 and ours.kind == "Hugging Face tokenizers"
     assert ours.encode(SENTENCES[0], bos=True) == theirs.encode(SENTENCES[0]).ids
+    (tmp_path / "tokenizer.model").write_bytes(
+        (spm / "tokenizer.model").read_bytes().replace(b"patient", b"patien\x80"))
+    with pytest.raises(UserError, match=r"tokenizer\.model: not a usable tokenizer file"):
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("symbols", [[], ["m'g", "▁pat", "ev"]])
@@ -202,24 +197,19 @@ def test_a_tokenizer_trained_here_gives_the_same_ids_in_transformers(tmp_path, r
     assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids) == "The patient was given 0.5 mg"
 
 
+@pytest.mark.parametrize("long_run", [byte_level.LONG_RUN, 4])  # of spaces, too long for tiktoken
 @pytest.mark.parametrize("pattern", [GPT2, LLAMA3, QWEN2], ids=["gpt2", "llama3", "qwen2"])
-def test_byte_level_ids_equal_the_reference_and_text_comes_back(tmp_path, rng, pattern):
+def test_byte_level_ids_equal_the_reference_and_text_comes_back(tmp_path, monkeypatch, rng, pattern,
+                                                                long_run):
+    monkeypatch.setattr(byte_level, "LONG_RUN", long_run)
     ours, reference = saved(hf_byte_level(pattern), tmp_path)
     assert ours.kind == "byte-level BPE"
-    compare(ours, reference, rng)
-    for text in HOSTILE + SENTENCES:
-        assert ours.decode(ours.encode(text)) == text, ascii(text)
-
-
-@pytest.mark.parametrize("pattern", [GPT2, LLAMA3], ids=["gpt2", "llama3"])
-def test_runs_of_spaces_too_long_for_tiktoken_are_split_as_the_pattern_says(tmp_path, monkeypatch, rng,
-                                                                            pattern):
-    monkeypatch.setattr(byte_level, "LONG_RUN", 4)
-    ours, reference = saved(hf_byte_level(pattern), tmp_path)
     parts = ["x", "!", ".", "1", "é", "中", "'s", "\t", "\u3000", "\r\n", "  \n", "\x85" * 5, "......",
              "!\n\n\n\n\n", "... ...", "(  )", "\n" * 4, "\n" * 7, " " * 5, " " * 6]
-    compare(ours, reference, rng, 0, tuple("".join(rng.choices(parts, k=rng.randint(1, 8)))
-                                           for _ in range(2000)))
+    compare(ours, reference, rng, more=tuple("".join(rng.choices(parts, k=rng.randint(1, 8)))
+                                             for _ in range(2000)))
+    for text in HOSTILE + SENTENCES:
+        assert ours.decode(ours.encode(text)) == text, ascii(text)
 
 
 def without_some_bytes(content: dict) -> dict:
@@ -234,8 +224,9 @@ def without_some_bytes(content: dict) -> dict:
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
-LATE = {"id": 700, "content": "<late>", "single_word": False, "lstrip": True, "rstrip": False,
-        "normalized": True, "special": False}
+HF_SETTINGS = {"bos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+BOS_FIRST = bos_rule("<|endoftext|>", 0)
+LATE = added_token(700, "<late>", False, normalized=True) | {"lstrip": True}
 
 
 @pytest.mark.parametrize("change", [
@@ -259,10 +250,10 @@ def test_other_byte_level_files_open_through_the_reference(tmp_path, rng, change
 
 def test_an_added_token_that_spells_spaces_is_decoded_as_spaces(tmp_path, spm):
     """Gemma's tokenizer.json: "▁▁" is a piece and an added token."""
-    file = json.loads((spm / "tokenizer.json").read_text())
+    file = read_json(spm / "tokenizer.json")
     index = file["model"]["vocab"]["▁▁"]
-    file["added_tokens"].append(added_token(index, "▁▁", False))
-    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    write_json(tmp_path / "tokenizer.json",
+               file | {"added_tokens": [*file["added_tokens"], added_token(index, "▁▁", False)]})
     ours = load_tokenizer(tmp_path)
     ids = ours.encode("x  y  z")
     assert ours.kind == "Hugging Face tokenizers" and index in ids and ours.decode(ids) == "x  y  z"
@@ -270,7 +261,7 @@ def test_an_added_token_that_spells_spaces_is_decoded_as_spaces(tmp_path, spm):
 
 def test_added_tokens_json_adds_to_tokenizer_json_without_gaps(tmp_path):
     hf = hf_byte_level(LLAMA3, size=700)
-    hf.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
+    hf.pre_tokenizer = pre_tokenizers.ByteLevel()
     (tmp_path / "added_tokens.json").write_text('{"glucagon": 701, "insulin": 700}')
     ours, _ = saved(hf, tmp_path)
     assert ours.kind == "Hugging Face tokenizers" and ours.encode("insulinglucagon") == [700, 701]
@@ -282,7 +273,7 @@ def test_added_tokens_json_adds_to_tokenizer_json_without_gaps(tmp_path):
 def test_a_unigram_file_opens_through_the_reference(tmp_path):
     pieces = [("<unk>", 0.0), ("▁", -2.0), ("a", -3.0), ("▁a", -3.5), ("b", -4.0)]
     hf = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, 0, False))
-    hf.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    hf.pre_tokenizer = pre_tokenizers.Metaspace()
     hf.decoder = tokenizers.decoders.Metaspace()
     ours, reference = saved(hf, tmp_path)
     assert ours.encode("a b ab") == reference("a b ab")
@@ -328,13 +319,9 @@ def test_llama3_files_of_both_kinds_equal_tiktoken_and_the_reference(tmp_path, r
 
 
 def test_special_token_text_in_user_input_stays_text_and_bos_is_there_once(tmp_path, spm):
-    from tokenizers.processors import TemplateProcessing
-
-    hf = hf_byte_level(LLAMA3)
-    hf.post_processor = TemplateProcessing("<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"bos_token": "<|endoftext|>", "eos_token": {"content": "<|eot_id|>"}}))
-    for ours in (saved(hf, tmp_path)[0], load_tokenizer(spm)):
+    write_json(tmp_path / "tokenizer_config.json",
+               {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|eot_id|>"}})
+    for ours in (saved(hf_byte_level(LLAMA3), tmp_path, post_processor=BOS_FIRST)[0], load_tokenizer(spm)):
         for text in ["".join(ours.special), *ours.special, "x"]:
             ids = ours.encode(text, bos=True, eos=True)
             assert ids[0] == ours.bos_id and ids[-1] == ours.eos_id
@@ -342,7 +329,7 @@ def test_special_token_text_in_user_input_stays_text_and_bos_is_there_once(tmp_p
             assert ours.decode(ids) == text
             # the one before the first word, as the reference shows it
             shown = (" " if ours.kind == "sentencepiece" else "") + text
-            assert ours.decode(ids, special=True) == ours.piece(ours.bos_id) + shown + ours.piece(ours.eos_id)
+            assert ours.decode(ids, special=True) == ours.piece(ids[0]) + shown + ours.piece(ours.eos_id)
 
 
 def test_settings_beside_the_tokenizer_name_its_tokens(tmp_path):
@@ -355,7 +342,7 @@ def test_settings_beside_the_tokenizer_name_its_tokens(tmp_path):
             ("config", {"eos_token_id": [0, 1]}, None, 0, None, (0, 1)),
             ("generation_config", {"eos_token_id": [1, 0], "bos_token_id": 0}, 0, 1, None, (0, 1)),
             ("tokenizer_config", qwen2, None, 0, 0, (0, 1))]:  # no bos, though another file names one
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        write_json(tmp_path / f"{name}.json", content)
         ours = load_tokenizer(tmp_path)
         assert (ours.bos_id, ours.named_bos_id, ours.eos_id, ours.pad_id) == (None, named_bos, eos, pad)
         assert ours.end_ids == ends
@@ -367,16 +354,9 @@ def test_settings_beside_the_tokenizer_name_its_tokens(tmp_path):
     {"additional_special_tokens": [{"content": "<|tool|>"}]}, {"image_token": "<|tool|>"}])
 @pytest.mark.parametrize("change", [{}, {"normalizer": {"type": "Lowercase"}}], ids=["own", "reference"])
 def test_a_token_that_the_settings_name_is_special(tmp_path, named, change):
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    write_json(tmp_path / "tokenizer_config.json", named)
     ours, _ = saved(hf_byte_level(LLAMA3, added=["<|tool|>"]), tmp_path, **change)
     assert ours.special["<|tool|>"] not in ours.encode("see <|tool|> here")
-
-
-BOS_FIRST = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
-                                                      {"Sequence": {"id": "A", "type_id": 0}}],
-             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-             "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0],
-                                                  "tokens": ["<|endoftext|>"]}}}
 
 
 @pytest.mark.parametrize("processor", [
@@ -388,9 +368,7 @@ BOS_FIRST = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<
 def test_bos_and_the_flags_of_tokens_are_as_transformers_reads_them(tmp_path, processor, choice, flags):
     transformers = pytest.importorskip("transformers")
     decoder = {"700": {"content": "<think>", "special": False, "normalized": False} | flags}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(choice | {
-        "bos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast",
-        "added_tokens_decoder": decoder}))
+    write_json(tmp_path / "tokenizer_config.json", HF_SETTINGS | choice | {"added_tokens_decoder": decoder})
     ours, _ = saved(hf_byte_level(LLAMA3, added=["<think>"]), tmp_path, post_processor=processor)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert (ours.bos_id == 0) == (theirs.encode("Fever")[0] == 0)
@@ -401,12 +379,10 @@ def test_bos_and_the_flags_of_tokens_are_as_transformers_reads_them(tmp_path, pr
 @pytest.mark.parametrize("choice", ["yes", "no"])
 def test_a_choice_of_bos_is_saved_with_the_tokenizer(tmp_path, choice):
     transformers = pytest.importorskip("transformers")
-    for folder in ("given", "saved"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "given" / "tokenizer_config.json").write_text(json.dumps(
-        {"bos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}))
-    saved(hf_byte_level(LLAMA3), tmp_path / "given")
-    ours = load_tokenizer(tmp_path / "given", bos=choice)
+    write_json(tmp_path / "tokenizer_config.json", HF_SETTINGS)
+    saved(hf_byte_level(LLAMA3), tmp_path)
+    ours = load_tokenizer(tmp_path, bos=choice)
+    (tmp_path / "saved").mkdir()
     save_tokenizer(ours, tmp_path / "saved")
     again = load_tokenizer(tmp_path / "saved")
     assert again.bos_id == ours.bos_id == (0 if choice == "yes" else None)
@@ -425,14 +401,15 @@ def test_surrogates_are_replaced_broken_bytes_decoded_and_ids_outside_rejected(t
             assert isinstance(ours.decode([index]), str) and isinstance(ours.piece(index), str)
 
 
-def test_fingerprint_follows_what_makes_the_ids_and_not_file_names(tmp_path, spm):
-    (tmp_path / "other.model").write_bytes((spm / "tokenizer.model").read_bytes())
-    assert load_tokenizer(tmp_path / "other.model").fingerprint == load_tokenizer(spm).fingerprint
+def test_fingerprint_follows_what_makes_the_ids(tmp_path, spm):
     prints = {load_tokenizer(spm).fingerprint}
     prints.add(train_sentencepiece(corpus(), tmp_path / "sp", 700).fingerprint)
     for pattern, size in ((LLAMA3, 500), (GPT2, 500), (LLAMA3, 501)):
-        hf = hf_byte_level(pattern, size=size)
+        hf = hf_byte_level(pattern, size=size, added=["<think>"])
         prints.add(saved(hf, tmp_path)[0].fingerprint)
+    without_effect = {"0": added_token(0, "<|endoftext|>", True) | {"lstrip": True}}
+    write_json(tmp_path / "tokenizer_config.json", {"legacy": False, "added_tokens_decoder": without_effect})
+    prints.add(load_tokenizer(tmp_path).fingerprint)
     model = json.loads(hf.to_str())["model"]  # same size, other merges
     prints.add(saved(hf, tmp_path, model=model | {
         "merges": [*model["merges"][:-2], model["merges"][-1], model["merges"][-2]]})[0].fingerprint)

@@ -156,12 +156,12 @@ def text_of(words: list[str], rng: random.Random, n: int = 40) -> str:
     return " ".join(rng.choices(words, k=n)) + f" {rng.randint(0, 99)} mg."
 
 
-def byte_level_bpe(texts: list[str], size: int, special: list[str] | None = None):
-    """A tokenizer of Hugging Face tokenizers, trained on these texts."""
+def byte_level_bpe(texts: list[str], size: int, special: list[str] | None = None, words=None):
+    """A tokenizer of Hugging Face tokenizers, trained on these texts; `words`: another pre-tokeniser."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     model = Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.pre_tokenizer = words or pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
     model.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=size, special_tokens=special or [], show_progress=False,

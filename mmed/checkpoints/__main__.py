@@ -95,10 +95,8 @@ def chosen_dtype(options: argparse.Namespace) -> torch.dtype:
 
 def save_with_card(options: argparse.Namespace, model: Transformer, tokenizer: Tokenizer | None,
                    how: str, facts: dict | None = None) -> None:
-    """Write the output folder with a README.md that says what the model is made of; names, no paths.
-
-    facts: run.json, if a run made it.
-    """
+    """Write the output folder; its README.md names (without paths) what the model is made of. `facts`:
+    run.json, if a run made it."""
     family, base = model.config.family, Path(options.folder).resolve().name
     parameters = sum(parameter.numel() for parameter in model.parameters())
     card = CARD.format(title=Path(options.out).name, base=base, quoted_base=json.dumps(base), family=family,

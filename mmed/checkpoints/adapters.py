@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmed.checkpoints.pretrained import check_tensors, has_tokenizer, read_tensors, text_name
 from mmed.lora import LoRALinear, adapted_layers, target_names
-from mmed.model import Transformer, own_name, published_name
+from mmed.model import ModelConfig, Transformer, own_name, published_name
 from mmed.tokenizer import load_tokenizer
 from mmed.training import distributed
 from mmed.utils.errors import UserError
@@ -27,8 +27,7 @@ from mmed.utils.untrusted import reading
 
 PREFIX = "base_model.model."
 EMBEDDING, HEAD = ENDS = ("embed_tokens.weight", "lm_head.weight")
-# Keys read from adapter_config.json -> (types, default). Any key that is neither here nor in IGNORED must be
-# unset.
+# Keys read from adapter_config.json -> (types, default). A key that is not here or in IGNORED must be unset.
 SETTINGS: dict[str, tuple[tuple[type, ...], Any]] = {
     "r": ((int,), None), "lora_alpha": ((int, float), None), "target_modules": ((list, str), None),
     "lora_dropout": ((int, float), 0.0), "rank_pattern": ((dict,), {}), "alpha_pattern": ((dict,), {}),
@@ -42,19 +41,21 @@ IGNORED = SOME_LAYERS | set("""
 # Initialisations that leave the base as it is. The others move a part of its weights into the adapter, which
 # then fits the changed base only.
 PLAIN_INITS = (True, "gaussian", "orthogonal", "eva")
-CONVERT = ("save it in PEFT as plain LoRA (save_pretrained with path_initial_model_for_weight_conversion), "
-           "or merge it there into the base it was trained on (merge_and_unload)")
+
+
+def peft_names(config: ModelConfig, name: str) -> list[str]:
+    """The names that a layer may have in PEFT: those of a Gemma 3 with images differ by version."""
+    published = published_name(config, name)
+    with_images = [published.replace("model.", "model.language_model.", 1), f"language_model.{published}"]
+    return [published, *with_images] if config.family == "gemma3_text" else [published]
 
 
 def save_adapter(model: Transformer, folder: str | Path, base_model: str = "") -> None:
     """Write the adapter as PEFT does; every rank calls."""
     layers = adapted_layers(model)
     first = next(iter(layers.values()))
-    published = {name: published_name(model.config, name) for name in layers}
-    images = model.config.extra.get("config", {}).get("_images")  # PEFT adapts the whole model, as published
-    if images:
-        published = {name: other.replace("model", "model.language_model", 1)
-                     for name, other in published.items()}
+    images = bool(model.config.extra.get("config", {}).get("_images"))  # PEFT adapts the whole model
+    published = {name: peft_names(model.config, name)[images] for name in layers}
     values = {}
     for name, layer in layers.items():
         for part in ("lora_A", "lora_B"):
@@ -90,18 +91,12 @@ def read_adapter_config(path: Path) -> dict:
         raise UserError(f"{path}: {unknown[0]}={str(config[unknown[0]])[:80]!r} is not supported")
     init = config.get("init_lora_weights", True)
     if init not in PLAIN_INITS:
-        raise UserError(f"{path}: init_lora_weights={str(init)[:80]!r}: it needs a modified base model; "
-                        f"{CONVERT}")
+        raise UserError(f"{path}: init_lora_weights={str(init)[:80]!r}: it needs a modified base model; save "
+                        "it in PEFT as plain LoRA (save_pretrained with path_initial_model_for_weight_"
+                        "conversion), or merge it there into its base (merge_and_unload)")
     for key, (kinds, default) in SETTINGS.items():
         value = config.setdefault(key, default)
-        in_range = type(value) in kinds
-        if key == "r":
-            in_range = in_range and value >= 1
-        if key == "lora_dropout":
-            in_range = in_range and 0 <= value < 1
-        if key.endswith("_pattern"):
-            in_range = in_range and all(type(number) in (int, float) for number in value.values())
-        if not in_range:
+        if type(value) not in kinds:
             raise UserError(f"{path}: {key}={str(value)[:80]!r} is not valid")
     return config
 
@@ -132,8 +127,6 @@ def load_adapter(model: Transformer, folder: str | Path) -> int:
         if config["use_dora"]:
             wanted[f"{name}.lora_magnitude_vector"] = (linear.out_features,)
     check_tensors(found, wanted, f"{folder}: not an adapter of this model")
-    if not settings:
-        raise UserError(f"{folder}: not an adapter of this model: it adapts none of its layers")
     # PEFT saves the tokenizer beside an adapter
     ids = load_tokenizer(folder).rows if has_tokenizer(folder) else 0
     if ids > len(ends.get(EMBEDDING, model.embed_tokens.weight)):
@@ -168,9 +161,9 @@ def _adapted_layers(model: Transformer, found: dict[str, Tensor], config: dict) 
 
     def by_pattern(key: str, name: str, otherwise: float) -> float:
         """The value of the first pattern that matches the end of a layer's name, as in PEFT."""
+        names = peft_names(model.config, name)
         return next((value for pattern, value in config[key].items()
-                     if re.match(rf"(.*\.)?({text_name(model.config, pattern)})$",
-                                 published_name(model.config, name))), otherwise)
+                     if any(re.match(rf"(.*\.)?({pattern})$", other) for other in names)), otherwise)
 
     try:
         return {name: (by_pattern("rank_pattern", name, config["r"]),

@@ -4,10 +4,9 @@
     save_pretrained(model)   ->  the same, in the layout of the model's family: opens in transformers, PEFT
                              and vLLM
 
-Weights are safetensors, or legacy .bin files read as tensors only. They are mapped: a number is read when it
-is used, so a sharded model reads only its own rows, and the peak of host memory is the model and one tensor.
-A tensor that is missing, unexpected or of another shape is an error, before memory is taken. A folder gets
-its final name only once it is complete.
+Weights are safetensors, or legacy .bin files read as tensors only. They are memory-mapped: a sharded model
+reads only its own rows, and the peak of host memory is the model and one tensor. A tensor that is missing,
+unexpected or of another shape is an error, before memory is taken.
 """
 from __future__ import annotations
 

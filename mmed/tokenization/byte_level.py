@@ -36,10 +36,8 @@ def byte_alphabet() -> dict[str, int]:
 
 
 class ByteLevelBackend:
-    """A pattern splits the text into words, and the bytes of each word are joined by rank.
-
-    `pieces`: (bytes, id) by rank. `unreachable`: ids never made from text, but a model may still write them.
-    """
+    """A pattern splits the text into words, and the bytes of each word are joined by rank. `pieces`: (bytes,
+    id) by rank; `unreachable`: ids never made from text, but a model may still write them."""
 
     kind = "byte-level BPE"
 

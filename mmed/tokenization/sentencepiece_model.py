@@ -36,8 +36,6 @@ def _varint(stream: io.BytesIO) -> int:
     while (byte := stream.read(1)[0]) > 127:
         value |= (byte & 127) << shift
         shift += 7
-        if shift > 63:
-            raise ValueError("number too long")
     return value | byte << shift
 
 
@@ -92,10 +90,7 @@ def parse_piece(data: bytes) -> tuple[str, float, int]:
 
 class SentencePieceModel:
     """The parsed `ModelProto`: pieces (text, score, type), trainer fields that steer encoding, normaliser.
-
-    `prefix`: False where the settings overrule its space before the first word. Damaged bytes raise one of
-    many errors, which `load_tokenizer` reports.
-    """
+    `prefix`: False if the settings overrule its space before the first word. Damage raises any error."""
 
     def __init__(self, data: bytes, prefix: bool = True):
         fields = list(parse_message(data))
@@ -112,10 +107,8 @@ class SentencePieceModel:
 
 
 class SentencePieceBackend:
-    """Ordinary text <-> ids through the sentencepiece library; RuntimeError if it rejects the model.
-
-    `roles` are the ids of the bos, eos, pad and unk token, None where the model has none.
-    """
+    """Ordinary text <-> ids through the sentencepiece library; RuntimeError if that rejects the model.
+    `roles`: id of the bos, eos, pad and unk token, None where the model has none."""
 
     kind = "sentencepiece"
 
@@ -153,22 +146,18 @@ def other_pieces(path: Path, json_path: Path) -> bool:
     file = read_json(json_path)
     try:
         library = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        vocabulary, skipped = file["model"]["vocab"], {entry["id"] for entry in file["added_tokens"]}
-    except (RuntimeError, KeyError, TypeError):  # a tiktoken file, or a damaged one: its opening says so
+        pieces = {index: library.id_to_piece(index) for index in range(len(library))}
+        theirs = {index: piece for piece, index in file["model"]["vocab"].items()}
+        skipped = {entry["id"] for entry in file["added_tokens"]}
+    except Exception:  # tiktoken's file, Unigram, or a damaged file, which is reported when it is opened
         return False
-    if isinstance(vocabulary, list):  # Unigram
-        vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
-    skipped |= {index for index in range(len(library)) if library.is_byte(index)}  # Gemma's \t is <0x09>
-    pieces = {index: library.id_to_piece(index) for index in range(len(library)) if index not in skipped}
-    return pieces != {index: piece for piece, index in vocabulary.items() if index not in skipped}
+    skipped |= {index for index in pieces if library.is_byte(index)}  # Gemma's \t is <0x09>
+    return any(pieces.get(index) != theirs.get(index) for index in (pieces | theirs).keys() - skipped)
 
 
 def hub_tokenizer(model: SentencePieceModel) -> dict:
-    """A `tokenizer.json` with the ids of a plain BPE model: every split of a piece into two is a merge.
-
-    As in sentencepiece, a space is added before the first word even if the text begins with one, but not
-    before a user-defined symbol: symbols are matched after that rule.
-    """
+    """A `tokenizer.json` with the ids of a plain BPE model: every split of a piece into two is a merge. As in
+    sentencepiece, a text that begins with a space gets another one, but a user-defined symbol gets none."""
     vocabulary = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
     scores = {piece: score for piece, score, kind in model.pieces if kind == NORMAL}
     merges: list[list[str]] = []

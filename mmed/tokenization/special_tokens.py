@@ -46,8 +46,8 @@ class TokenizerSettings:
         self.ordinary = {text: entry["id"] for text, entry in self.added.items() if not entry["special"]}
 
     def pattern(self, text: str) -> str:
-        """A regular expression for a token in ordinary text, with the spaces that it swallows."""
-        rules, found = self.added.get(text, {}), re.escape(text)
+        """A regular expression for a token in text; an ordinary one may swallow the spaces around it."""
+        rules, found = self.added[text] if text in self.ordinary else {}, re.escape(text)
         if rules.get("single_word"):
             found = rf"(?<!\w){found}(?!\w)"
         return r"\s*" * rules.get("lstrip", False) + found + r"\s*" * rules.get("rstrip", False)
@@ -96,10 +96,8 @@ class TokenizerSettings:
         return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
     def adds_bos(self, bos_id: int | None, known: dict[str, int]) -> bool:
-        """Whether the reference puts BOS before a text: by tokenizer.json, or without one by `add_bos_token`.
-
-        Without that key too, the models (Llama, InternLM, Gemma) add it.
-        """
+        """Whether the reference puts BOS before a text: by tokenizer.json, or without one by `add_bos_token`,
+        which may be missing where it does (Llama, InternLM, Gemma)."""
         if not self.json:
             return self.config.get("add_bos_token") is not False
         for step in steps_of(self.json.get("post_processor"), "processors"):

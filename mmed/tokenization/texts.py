@@ -25,9 +25,8 @@ def clean_text(text: str) -> str:
 
 
 def read_texts(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Yield (text, language) of documents: .jsonl or .jsonl.gz with the field `text`, one .txt, or a folder
-    of such files. The language is the field `language` (or `lang`), "?" without one.
-    """
+    """Yield (text, language or "?") of documents: .jsonl or .jsonl.gz with the field `text`, one .txt, or a
+    folder of such files."""
     path = Path(path)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))

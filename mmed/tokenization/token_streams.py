@@ -79,10 +79,8 @@ class StreamWriter:
 
 
 def write_manifest(prefix: str | Path, parts: Iterable[str | Path], **extra: object) -> dict:
-    """Join complete streams (same tokenizer, below the folder of `prefix`) into one stream without copying
-    tokens: NAME.idx has all document ends, NAME.json lists the .bin files; a single one becomes NAME.bin.
-    Returns the content of NAME.json, which includes `extra`.
-    """
+    """Join complete streams (same tokenizer, below the folder of `prefix`) without copying tokens; a single
+    .bin file becomes NAME.bin. Returns the content of NAME.json, which includes `extra`."""
     tokens, listed, meta, digest = 0, [], {}, hashlib.sha256()
     counts: Counts = {}
     Path(f"{prefix}.json").unlink(missing_ok=True)  # never an old .json beside a new .idx
@@ -193,11 +191,8 @@ class TokenStream:
             raise ValueError(f"{len(self.ids)} tokens in {len(self.ends)} documents")
 
     def verify(self, rank: int = 0, ranks: int = 1) -> None:
-        """Compare the sha256 of this rank's share of the files with NAME.json (hundreds of MB/s).
-
-        NAME.verified-*.json record the size and modification time of intact files, so that the next run
-        need not read them again.
-        """
+        """Compare the sha256 of this rank's share of the files with NAME.json (hundreds of MB/s). A file with
+        the size and modification time that a NAME.verified-*.json has recorded is not read again."""
         folder, name = Path(self.prefix).parent, Path(self.prefix).name
         known: dict[str, list] = {}
         for path in folder.glob(f"{glob.escape(name)}.verified-*.json"):

@@ -2,7 +2,6 @@
 import contextlib
 import io
 import itertools
-import json
 import os
 import random
 from collections import Counter
@@ -36,6 +35,7 @@ from mmed.checkpoints.training_state import Writer
 from mmed.lora import apply_lora
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import main_guard
+from mmed.utils.files import read_json, write_json
 
 GERMAN = "Herz Lunge Knochen Zelle Fieber Dosis Pflaume Regen Stein Fluss Öl Übelkeit größer".split()
 HINDI = "हृदय फेफड़ा हड्डी कोशिका बुखार खुराक दवा रोगी".split()
@@ -107,8 +107,7 @@ def test_the_adapter_of_a_run_on_two_processes_is_whole(tmp_path):
 
 def test_export_keeps_every_bit_and_the_llama_layout_opens_in_transformers(tmp_path):
     llama, config, tensors = equivalent("internlm2", 3, 2)
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    write_json(tmp_path / "in" / "config.json", config)
     save_file(tensors, tmp_path / "in" / "model.safetensors")
     command("export", tmp_path / "in", tmp_path / "out")
     assert same_bits(tensors, tensors_of(tmp_path / "out"))
@@ -116,7 +115,7 @@ def test_export_keeps_every_bit_and_the_llama_layout_opens_in_transformers(tmp_p
     command("export", tmp_path / "in", tmp_path / "llama", "--layout", "llama")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llama")
     assert same_bits(again.state_dict(), llama.state_dict())
-    written = json.loads((tmp_path / "llama" / "config.json").read_text())
+    written = read_json(tmp_path / "llama" / "config.json")
     assert all(written[f"{name}_token_id"] == config[f"{name}_token_id"] for name in ("bos", "eos", "pad"))
     theirs_of("bloom", 3).save_pretrained(tmp_path / "bloom")
     said = command("export", tmp_path / "bloom", tmp_path / "no", "--layout", "llama", code=1)
@@ -140,8 +139,8 @@ def test_a_run_is_exported_as_its_result_or_as_the_model_of_a_step(tmp_path, ran
     settings = {"model": str(tmp_path / "base"), "lora_rank": rank, "lora_alpha": 8, "lora_dropout": 0.1,
                 "lora_targets": "q_proj", "learning_rate": 2e-5,
                 "data": f"{tmp_path}/wiki=0.5,{tmp_path}/books"}
-    (run / "run.json").write_text(json.dumps({
-        "config": settings, "recipe": "pretrain_mmedlm2", "steps": 3, "commit": "abc"}))
+    write_json(run / "run.json",
+               {"config": settings, "recipe": "pretrain_mmedlm2", "steps": 3, "commit": "abc"})
     command("export", run, tmp_path / "out", "--step", 2, "--dtype", "float32")
     exported, _ = load_pretrained(tmp_path / "out")
     assert close(exported(ids), expected) and not close(model(ids), expected, 1e-3)
@@ -232,7 +231,7 @@ def test_a_tokenizer_that_cannot_be_extended_exactly_is_rejected(tmp_path):
 
 def test_tokens_added_beside_a_sentencepiece_file_keep_their_ids(tmp_path):
     folder = make_folder(tmp_path / "model")
-    (folder / "added_tokens.json").write_text(json.dumps({"<pad2>": 321, "<extra>": 323}))
+    write_json(folder / "added_tokens.json", {"<pad2>": 321, "<extra>": 323})
     (tmp_path / "t.txt").write_text("Herz Lunge " * 50)
     command("extend", folder, tmp_path / "out", "--texts", tmp_path / "t.txt", "--pieces", "5")
     new = load_tokenizer(tmp_path / "out")

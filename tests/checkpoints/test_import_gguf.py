@@ -67,29 +67,22 @@ BYTE_LEVEL = {"tokenizer_model": "gpt2", "tokenizer_pre": "gpt-2", "token_list":
               "bos_token_id": 0, "eos_token_id": 0}
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
-def test_weights_and_tokenizer_are_those_of_the_file(architecture, tmp_path):
+@pytest.mark.parametrize("architecture, split, bos", [
+    *((architecture, "gpt-2", None) for architecture in FAMILIES),
+    ("llama", "llama-bpe", 0), ("qwen2", "qwen2", None)])
+def test_weights_and_tokenizer_are_those_of_the_file(tmp_path, architecture, split, bos):
     model = random_model(architecture)
-    write_gguf(tmp_path / "model.gguf", architecture, model, BYTE_LEVEL)
+    write_gguf(tmp_path / "model.gguf", architecture, model, BYTE_LEVEL | {"tokenizer_pre": split})
     import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
     imported, tokenizer = load_pretrained(tmp_path / "folder")
     assert all(torch.equal(value, imported.get_parameter(name)) for name, value in model.named_parameters())
     assert tokenizer.decode(tokenizer.encode("the cat")) == "the cat"
-    assert len(tokenizer.encode("the")) == 1 and tokenizer.eos_id == 0 and tokenizer.bos_id is None
+    assert len(tokenizer.encode("the")) == 1 and tokenizer.eos_id == 0 and tokenizer.bos_id == bos
+    assert (tokenizer.encode("e\u0301") == tokenizer.encode("\xe9")) == (split == "qwen2")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "folder", dtype=torch.float32)
     ids = torch.arange(30)[None]
     with torch.inference_mode():
         assert close(imported(ids), theirs(ids).logits, 1e-4)
-
-
-@pytest.mark.parametrize("architecture, split, bos", [("llama", "llama-bpe", 0), ("qwen2", "qwen2", None)])
-def test_bos_and_normalisation_are_those_of_the_family(tmp_path, architecture, split, bos):
-    write_gguf(tmp_path / "model.gguf", architecture, random_model(architecture),
-               BYTE_LEVEL | {"tokenizer_pre": split})
-    import_gguf(tmp_path / "model.gguf", tmp_path / "folder")
-    tokenizer = load_pretrained(tmp_path / "folder")[1]
-    assert tokenizer.bos_id == bos
-    assert (tokenizer.encode("e\u0301") == tokenizer.encode("\xe9")) == (split == "qwen2")
 
 
 def test_a_sentencepiece_tokenizer_gives_the_same_ids(tmp_path):

@@ -1,8 +1,8 @@
 """Model folders in and out: bit-equal round trips with transformers as the judge, bad folders."""
-import json
 import os
 import pickle
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,8 @@ from mmed.checkpoints.pretrained import load_pretrained, save_pretrained, stored
 from mmed.generate import generate
 from mmed.inference.decoder import Segment, decoder_for
 from mmed.model import ModelConfig, Transformer
-from mmed.tokenizer import train_sentencepiece
 from mmed.utils.errors import UserError
+from mmed.utils.files import read_json, write_json
 
 
 @pytest.fixture
@@ -33,11 +33,6 @@ def folder(tmp_path) -> Path:
     """A small Llama as transformers saves it."""
     theirs_of("llama", 8).save_pretrained(tmp_path / "llama")
     return tmp_path / "llama"
-
-
-def change_config(folder: Path, **change) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
 
 def close_with_cache(model: Transformer, ids: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -67,7 +62,7 @@ def test_every_family_computes_what_transformers_does_and_is_saved_as_it_was(tmp
     save_pretrained(ours, None, tmp_path / "out")
     assert same_bits(tensors_of(tmp_path / "in"), tensors_of(tmp_path / "out"))
     assert (tmp_path / "out" / "model.safetensors.index.json").exists() == sharded
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [7, 9]
+    assert read_json(tmp_path / "out" / "generation_config.json")["eos_token_id"] == [7, 9]
     again, info = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", attn_implementation="eager", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -90,38 +85,23 @@ def test_weights_are_read_and_written_in_the_requested_dtype(tmp_path, dtype):
     save_pretrained(wide, None, tmp_path / "narrowed", dtype=dtype)
     for out in ("out", "narrowed"):
         assert same_bits(tensors_of(tmp_path), tensors_of(tmp_path / out))
-        config = json.loads((tmp_path / out / "config.json").read_text())
+        config = read_json(tmp_path / out / "config.json")
         assert config["torch_dtype"] == str(dtype).removeprefix("torch.")
 
 
+@pytest.mark.parametrize("family, names", [
+    ("gemma", ["lm_head.weight"]), ("bloom", ["word_embeddings.weight"]),
+    ("bloom", ["word_embeddings.weight", "lm_head.weight"])])
 @torch.no_grad()
-def test_a_tied_tensor_may_be_stored_under_the_name_of_the_head(tmp_path):
-    theirs = theirs_of("gemma", 1)
+def test_a_tied_tensor_may_have_the_name_of_the_head_and_bloom_no_prefix(tmp_path, family, names):
+    theirs = theirs_of(family, 1)
     theirs.config.tie_word_embeddings = True
     theirs.tie_weights()
     theirs.save_pretrained(tmp_path)
-    tensors = tensors_of(tmp_path)
-    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
-    save_file(tensors, tmp_path / "model.safetensors")
-    ids = torch.randint(0, theirs.config.vocab_size, (1, 9))
-    assert close(load_pretrained(tmp_path)[0](ids), theirs(ids).logits)
-    (tmp_path / "adapter_config.json").write_text("{}")  # transformers would apply it
-    with pytest.raises(UserError, match="contains an adapter"):
-        load_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("with_head", [False, True])
-@torch.no_grad()
-def test_bloom_without_the_transformer_prefix_opens_with_and_without_its_tied_head(tmp_path, with_head):
-    theirs = theirs_of("bloom", 6)
-    theirs.config.tie_word_embeddings = True
-    theirs.tie_weights()
-    theirs.save_pretrained(tmp_path)
-    tensors = {name.removeprefix("transformer."): value for name, value in tensors_of(tmp_path).items()}
-    tensors.pop("lm_head.weight", None)
-    if with_head:
-        tensors["lm_head.weight"] = tensors["word_embeddings.weight"].clone()
-    save_file(tensors, tmp_path / "model.safetensors")
+    tensors = {name.removeprefix("transformer."): value for name, value in tensors_of(tmp_path).items()
+               if "embed_tokens" not in name and name != "lm_head.weight"}
+    embedding = theirs.get_input_embeddings().weight
+    save_file(tensors | {name: embedding.clone() for name in names}, tmp_path / "model.safetensors")
     ids = torch.randint(0, theirs.config.vocab_size, (1, 9))
     assert close(load_pretrained(tmp_path)[0](ids), theirs(ids).logits)
 
@@ -157,7 +137,8 @@ def test_a_tensor_that_the_model_lacks_is_rejected_by_name(tmp_path, family, nam
     (tiny_medgemma() if family == "medgemma" else theirs_of(family, 1)).save_pretrained(tmp_path)
     tensors = load_file(path)
     if family == "gemma":
-        change_config(tmp_path, tie_word_embeddings=True)
+        config = tmp_path / "config.json"
+        write_json(config, read_json(config) | {"tie_word_embeddings": True})
         value = tensors["model.embed_tokens.weight"] + 1
     save_file(tensors | {name: value}, path)
     with pytest.raises(UserError, match=words):
@@ -175,7 +156,7 @@ def test_legacy_bin_files_load_as_tensors_only(folder, sharded, new_format):
         part = {name: value for name, value in state.items() if files[name] == file}
         torch.save(part, folder / file, _use_new_zipfile_serialization=new_format)
     if sharded:
-        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+        write_json(folder / "pytorch_model.bin.index.json", {"weight_map": files})
     save_pretrained(load_pretrained(folder)[0], None, folder.parent / "out")
     assert same_bits(state, tensors_of(folder.parent / "out"))
 
@@ -222,7 +203,7 @@ def test_a_damaged_weight_file_is_named(folder, content, words):
     ({}, "does not name files"), ([], "damaged")])
 def test_an_index_that_does_not_match_its_files_is_rejected(tmp_path, files, words):
     save_file({"b": torch.ones(2)}, tmp_path / "two.safetensors")
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    write_json(tmp_path / "model.safetensors.index.json", {"weight_map": files})
     with pytest.raises(UserError, match=words):
         stored_tensors(tmp_path)
 
@@ -232,8 +213,7 @@ def test_two_sets_of_weights_are_rejected(folder, name):
     state = tensors_of(folder)
     (folder / "model.safetensors").rename(folder / "part.safetensors")
     (torch.save if name.endswith(".bin") else save_file)(state, folder / name)
-    index = {"weight_map": dict.fromkeys(state, "part.safetensors")}
-    (folder / f"{name}.index.json").write_text(json.dumps(index))
+    write_json(folder / f"{name}.index.json", {"weight_map": dict.fromkeys(state, "part.safetensors")})
     with pytest.raises(UserError, match=f"two sets of weights, {name}"):
         load_pretrained(folder)
 
@@ -253,33 +233,28 @@ def test_tensors_that_do_not_fit_are_listed_and_no_memory_is_taken(folder, monke
         assert words in str(error.value)
 
 
-@pytest.mark.parametrize("change, words", [
-    *(({key: None}, f"/config.json: .*{key}")
+@pytest.mark.parametrize("file, content, words", [
+    *(("config.json", {key: None}, f"/config.json: .*{key}")
       for key in ("vocab_size", "num_hidden_layers", "model_type", "intermediate_size")),
-    ({"vocab_size": 2**24, "hidden_size": 2**18}, "of another shape"), (None, "expected a JSON object")])
-def test_a_config_that_does_not_fit_is_named(folder, change, words):
-    if change is None:
-        (folder / "config.json").write_text("[]")
-    else:
-        change_config(folder, **change)
+    ("config.json", {"vocab_size": 2**24, "hidden_size": 2**18}, "of another shape"),
+    ("config.json", [], "expected a JSON object"),
+    ("adapter_config.json", {}, "contains an adapter")])  # transformers would apply it
+def test_a_config_that_does_not_fit_is_named(folder, file, content, words):
+    write_json(folder / file, read_json(folder / file) | content if content else content)
     with pytest.raises(UserError, match=f"{folder}.*{words}"):
         load_pretrained(folder)
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_rejected(folder):
-    train_sentencepiece(["heart lung bone fever dose " * 50], folder, 280)
-    with pytest.raises(UserError, match="280 ids, the embedding only"):
-        load_pretrained(folder)
-
-
-def test_a_special_token_that_nothing_uses_needs_no_row(tmp_path):
-    """Gemma 3's <image_soft_token>."""
-    make_folder(tmp_path / "m")  # of 325 rows
-    (tmp_path / "m" / "added_tokens.json").write_text('{"<image_soft_token>": 325}')
-    assert load_pretrained(tmp_path / "m")[1].vocab_size == 326
-    (tmp_path / "m" / "chat_template.jinja").write_text("<image_soft_token>{{ messages[0].content }}")
-    with pytest.raises(UserError, match="326 ids, the embedding only"):
-        load_pretrained(tmp_path / "m")
+@pytest.mark.parametrize("token, template, fits", [
+    ("<image_soft_token>", "", True), ("<image_soft_token>", "<image_soft_token>{{ message }}", False),
+    ("<|im_end|>", "", False), ("fever", "", False)])
+def test_a_token_needs_a_row_if_anything_can_make_it(tmp_path, token, template, fits):
+    """Gemma 3's text models have none for <image_soft_token>."""
+    folder = make_folder(tmp_path / "model")  # of 325 rows
+    write_json(folder / "added_tokens.json", {token: 325})
+    (folder / "chat_template.jinja").write_text(template)
+    with nullcontext() if fits else pytest.raises(UserError, match="326 ids, the embedding only"):
+        assert load_pretrained(folder)[1].vocab_size == 326
 
 
 def peak_memory() -> int:

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
+from checkpoints.test_families import LLAMA1, LLAMA31
 from json_lines import write_lines
 from safetensors.torch import load_file
 from tiny_models import make_tokenizer
 
-from mmed.checkpoints import pretrained
 from mmed.checkpoints.__main__ import main as checkpoints
 from mmed.checkpoints.families import read_config
 from mmed.checkpoints.pretrained import load_config, load_pretrained, save_pretrained
@@ -18,27 +18,20 @@ from mmed.evaluation.published import LANGUAGES
 from mmed.model import Transformer
 
 # config.json as published; SMALL is what differs here
-COMMON = {
-    "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096,
-    "initializer_range": 0.02, "intermediate_size": 14336, "num_attention_heads": 32, "num_hidden_layers": 32,
-    "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-    "use_cache": True}
-INTERNLM1 = COMMON | {
+INTERNLM1 = LLAMA1 | {
     "auto_map": {"AutoConfig": "configuration_internlm.InternLMConfig"}, "bias": True,
-    "intermediate_size": 11008, "max_position_embeddings": 2048, "model_type": "internlm", "pad_token_id": 2,
-    "num_key_value_heads": None, "rms_norm_eps": 1e-06, "torch_dtype": "float16", "vocab_size": 103168}
-INTERNLM2_7B = COMMON | {
+    "model_type": "internlm", "pad_token_id": 2, "vocab_size": 103168}
+WIDE = {"intermediate_size": 14336, "num_key_value_heads": 8, "rms_norm_eps": 1e-05}
+INTERNLM2_7B = LLAMA1 | WIDE | {
     "architectures": ["InternLM2ForCausalLM"], "attn_implementation": "eager", "bias": False,
     "auto_map": {"AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM"},
     "max_position_embeddings": 32768, "model_type": "internlm2", "pad_token_id": 2,
     "rope_scaling": {"factor": 2.0, "type": "dynamic"}, "rope_theta": 1000000, "vocab_size": 92544}
 INTERNLM2_1_8B = INTERNLM2_7B | {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16,
                                  "num_hidden_layers": 24}
-LLAMA3 = COMMON | {
-    "_name_or_path": "checkpoint-6200", "attention_bias": False, "attention_dropout": 0.0,
-    "bos_token_id": 128000, "eos_token_id": 128001, "max_position_embeddings": 8192, "mlp_bias": False,
-    "model_type": "llama", "pretraining_tp": 1, "rope_scaling": None, "rope_theta": 500000.0,
-    "transformers_version": "4.40.0", "vocab_size": 128256}
+LLAMA3 = LLAMA31 | WIDE | {
+    "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000, "eos_token_id": 128001,
+    "max_position_embeddings": 8192, "mlp_bias": False, "rope_scaling": None}
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 384}
 # config, tokenizer, billions of parameters
 RELEASED = {"MMedLM": (INTERNLM1, "sentencepiece", 7.3), "MMedLM2": (INTERNLM2_7B, "sentencepiece", 7.7),
@@ -53,14 +46,9 @@ def released_folder(folder, config: dict, kind: str) -> None:
         small |= {"bos_token_id": 300, "eos_token_id": 302}
     save_pretrained(Transformer(read_config(small)).init_weights(1), None, folder, dtype=torch.bfloat16)
     make_tokenizer(folder, kind)
-    for path in sorted(folder.glob("model*")) if config is not LLAMA3 else ():  # InternLM: legacy files
-        legacy = folder / f"pytorch_{path.name.replace('safetensors', 'bin')}"
-        if path.suffix == ".json":
-            text = path.read_text().replace('"model-', '"pytorch_model-').replace("safetensors", "bin")
-            legacy.write_text(text)
-        else:
-            torch.save(load_file(path), legacy)
-        path.unlink()
+    if config is not LLAMA3:  # InternLM: a legacy file
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
         for name in ("configuration", "modeling", "tokenization"):
             (folder / f"{name}_{config['model_type']}.py").write_text("raise SystemExit('this file was run')")
     (folder / "config.json").write_text(json.dumps(small))
@@ -68,13 +56,12 @@ def released_folder(folder, config: dict, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_a_released_folder_opens_is_inspected_and_sits_the_exam(tmp_path, capsys, monkeypatch, name):
+def test_a_released_folder_opens_is_inspected_and_sits_the_exam(tmp_path, capsys, name):
     config, kind, billions = RELEASED[name]
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in Transformer(read_config(config)).parameters())
     assert round(size / 1e9, 1) == billions
     folder = tmp_path / name
-    monkeypatch.setattr(pretrained, "SHARD_BYTES", 60_000)
     released_folder(folder, config, kind)
     assert checkpoints(["inspect", str(folder)]) == 0
     assert config["model_type"] in capsys.readouterr().out

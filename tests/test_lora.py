@@ -257,10 +257,11 @@ def test_an_adapter_with_a_missing_or_stray_or_misshapen_tensor_is_rejected(save
 
 
 @pytest.mark.parametrize("change, word", [
-    ({"r": 10**9}, "shape"), ({"r": "4"}, "r='4'"), ({"lora_alpha": None}, "lora_alpha"),
+    ({"r": 10**9}, "shape"), ({"r": 0}, "shape"), ({"r": "4"}, "r='4'"), ({"lora_alpha": None}, "lora_alpha"),
     ({"target_modules": ["q_proj", "v_proj", "gate"]}, "gate"),
     ({"target_modules": ["q_proj", "o_proj"]}, "missing"), ({"peft_type": "IA3"}, "IA3"),
     ({"rank_pattern": {"q_proj": 2}}, "another shape"), ({"alpha_pattern": {"(": 2}}, "alpha_pattern"),
+    ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern"),
     ({"use_dora": True}, "lora_magnitude_vector"), ({"modules_to_save": ["lm_head"]}, "lm_head"),
     ({"modules_to_save": "lm_head"}, "modules_to_save"), ({"trainable_token_indices": [3]}, "holds"),
     ({"trainable_token_indices": {"lm_head": 3}}, "trainable_token_indices"),

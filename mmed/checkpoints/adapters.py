@@ -96,7 +96,8 @@ def read_adapter_config(path: Path) -> dict:
                         "conversion), or merge it there into its base (merge_and_unload)")
     for key, (kinds, default) in SETTINGS.items():
         value = config.setdefault(key, default)
-        if type(value) not in kinds:
+        numbers = value.values() if key.endswith("_pattern") and type(value) is dict else ()
+        if type(value) not in kinds or not all(type(number) in (int, float) for number in numbers):
             raise UserError(f"{path}: {key}={str(value)[:80]!r} is not valid")
     return config
 
@@ -127,6 +128,8 @@ def load_adapter(model: Transformer, folder: str | Path) -> int:
         if config["use_dora"]:
             wanted[f"{name}.lora_magnitude_vector"] = (linear.out_features,)
     check_tensors(found, wanted, f"{folder}: not an adapter of this model")
+    if not settings:
+        raise UserError(f"{folder}: not an adapter of this model: it adapts none of its layers")
     # PEFT saves the tokenizer beside an adapter
     ids = load_tokenizer(folder).rows if has_tokenizer(folder) else 0
     if ids > len(ends.get(EMBEDDING, model.embed_tokens.weight)):

@@ -35,7 +35,13 @@ from mmed.evaluation.questions import (
     stop_at_answer,
     token_limit,
 )
-from mmed.evaluation.results import RESULTS_VERSION, load_results, loglikelihood_row, write_results
+from mmed.evaluation.results import (
+    RESULTS_VERSION,
+    load_permutations,
+    load_results,
+    loglikelihood_row,
+    write_results,
+)
 from mmed.evaluation.summary import MODES, table
 from mmed.evaluation.thoughts import begun_thought, think_and_answer
 from mmed.generate import encode_prompt, generate, load_model, progress_bar
@@ -193,7 +199,6 @@ def evaluate_api(
              for question in questions for body in question.bodies]
     labels, requests = zip(*calls)
     store = api_client.CallStore(out / "api_calls.jsonl")
-    (out / "results.json").unlink(missing_ok=True)
     with progress_bar(len(requests), sys.stderr.isatty(), "answer") as bar:
         replies = api_client.ask(server, requests, store, labels=labels, on_done=lambda _: bar.update())
     left = iter(replies)
@@ -207,6 +212,7 @@ def evaluate_api(
         print(f"warning: {len(errors):,} questions have no answer and count as wrong; the first is item "
               f"{errors[0]['key']} ({errors[0]['language']}): {errors[0]['error']}", file=sys.stderr)
     settings = settings | {"api": server.facts() | counts}
+    (out / "results.json").unlink(missing_ok=True)  # not before: a failed call must not cost earlier results
     summary = write_results(out, rows, prompts_of(questions), facts, settings)
     store.close([api_client.request_key(server, body) for body in requests])
     return summary
@@ -253,7 +259,7 @@ def evaluate(config: EvalConfig) -> dict:
     if differs := facts_that_differ(before["facts"], facts):
         raise UserError(f"{out}: contains the results of another run: {differs}; give another --out, or "
                         "--force to replace them")
-    if server and any("error" in row for row in rows):  # only what failed is asked again
+    if server and any("error" in row for row in (*rows, *load_permutations(out))):  # ask what failed again
         return evaluate_api(items, config, server, settings, facts)
     (out / "predictions.jsonl.partial").unlink(missing_ok=True)  # killed after its last file
     print(f"{out} is complete; nothing to do (--force runs it again)", file=sys.stderr)

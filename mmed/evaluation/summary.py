@@ -277,13 +277,6 @@ def accuracy_signature(column: str, settings: Mapping[str, Any]) -> str:
     return "|".join(parts)
 
 
-def rule_of(signature: str) -> str:
-    """The definition of an accuracy without the settings that change what a model answers."""
-    names = {*PROMPT_SETTINGS, *SHOT_SETTINGS, *WRITING_SETTINGS}
-    parts = [part for part in signature.split("|") if part.partition(":")[0] not in names and part != COT]
-    return "|".join(parts)
-
-
 def shown_metrics(summary: dict, words: str) -> list[str]:
     """The `headline_metrics` that a summary has, then every other metric of rationales, such as BERTScore."""
     found = summary["micro"]["text"]

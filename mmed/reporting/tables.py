@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmed.evaluation.published import ENGLISH_SOURCES, LANGUAGES, PublishedRow, published, published_english
-from mmed.evaluation.summary import COLUMN_TITLES, COLUMNS, aligned, shown_metrics
+from mmed.evaluation.summary import COLUMN_TITLES, COLUMNS, aligned, group_by, setting_parts, shown_metrics
 from mmed.reporting.read_results import MACRO, SETTINGS, Result
 
 SOURCE_MEAN = "Mean of sources"
@@ -40,6 +40,7 @@ class Table:
     columns: list[str]
     rows: list[Row]  # by heading
     sizes: list[int | None]  # items behind each column
+    definition: Sequence[str] = ()  # parts of the signature
     unit: str = "%"
     decimals: int = 1
     main: bool = False  # shown in the terminal and unfolded on the page
@@ -76,14 +77,19 @@ def tables(results: Sequence[Result], with_published: bool = False) -> list[Tabl
         found = _with_published(found)
         if len(set(sources) & set(ENGLISH_SOURCES)) > 2:
             found.append(_english_table())
+    for same in group_by(found, lambda table: table.title).values():  # tell them apart
+        shared = set.intersection(*(set(table.definition) for table in same))
+        for table in same:
+            own = [part for part in table.definition if part not in shared]
+            table.title += f" ({', '.join(own)})" if own else ""
     return found
 
 
 def _accuracy_table(results: Sequence[Result], column: str) -> Table:
     scores = [{name: part["accuracy"].get(column) for name, part in result.parts.items()}
               for result in results]
-    note = f"Definition: {results[0].summary['signatures'][column]}."
-    table = _table(f"Accuracy, {COLUMN_TITLES[column]}", note, results, scores)
+    signature = results[0].summary["signatures"][column]
+    table = _table(f"Accuracy, {COLUMN_TITLES[column]}", signature.split("|"), "", results, scores)
     table.main = column not in ("loglikelihood_norm", "official")
     table.published = "accuracy" if column == "official" else ""
     chance = [_exact(100 * part["chance"]) for part in results[0].parts.values()]
@@ -100,9 +106,9 @@ def _source_table(results: Sequence[Result], column: str, names: Sequence[str]) 
         own = result.summary["micro"]["by"]["source"]
         scores.append({name: own.get(name, {}).get(column) for name in names}
                       | {SOURCE_MEAN: result.summary["source_mean"][column]})
-    note = (f"Definition: {results[0].summary['signatures'][column]}. The last column is the mean of the "
-            "sources.")
-    table = _table(f"Accuracy, {COLUMN_TITLES[column]}, by source", note, results, scores)
+    signature = results[0].summary["signatures"][column]
+    table = _table(f"Accuracy, {COLUMN_TITLES[column]}, by source", signature.split("|"),
+                   " The last column is the mean of the sources.", results, scores)
     table.main = column == "answer"
     return table
 
@@ -110,32 +116,30 @@ def _source_table(results: Sequence[Result], column: str, names: Sequence[str]) 
 def _text_table(results: Sequence[Result], metric: str) -> Table:
     """BLEU, ROUGE or another score of rationales."""
     summary, words = results[0].summary, results[0].settings["words"]
-    name, _, definition = metric.partition("|")
-    signature = next(iter(summary["signatures"].get(metric, {"": metric}).values()))
-    definition = "|".join([definition, *signature.split("|")[5:]])  # with the settings of the prompt
+    name, *definition = *metric.split("|"), f"words:{words}", *setting_parts("rationale", results[0].settings)
     items = summary["text_items"].replace("human_check_passed", "those that passed the human check")
-    note = f"Definition: {definition}; word splitting: {words}; rationales scored: {items}."
+    note = f" Rationales scored: {items}."
     absent = [language for language, part in summary["languages"].items() if metric not in part["text"]]
     if absent:
         note += f" No rationale was scored in {', '.join(absent)}; the macro average omits it."
     scores = [{part: value["text"].get(metric) for part, value in result.parts.items()} for result in results]
-    table = _table(f"{name} of rationales", note, results, scores)
+    table = _table(f"{name} of rationales", definition, note, results, scores)
     table.unit, table.decimals, table.main = "× 100", 2, name in ("BLEU-1", "ROUGE-1")
     as_published = words == "official" and summary["text_items"] == "human_check_passed"
     table.published = name if table.main and as_published else ""
     return table
 
 
-def _table(title: str, note: str, results: Sequence[Result],
+def _table(title: str, definition: Sequence[str], note: str, results: Sequence[Result],
            scores: Sequence[Mapping[str, dict | None]]) -> Table:
-    """scores: of each result, column -> score of the summary."""
+    """definition: parts of the signature; scores: of each result, column -> score of the summary."""
     rows = [Row(result.name, SETTINGS[result.setting],
                 [percent(score) if score else None for score in own.values()])
             for result, own in zip(results, scores)]
     sizes = [score.get("n") if score else None for score in scores[0].values()]
-    table = Table(title, note, list(scores[0]), sorted(rows, key=_place), sizes)
-    table.as_asked = _asked_as_in_the_paper(results[0])
-    return table
+    note = f"Definition: {'|'.join(definition)}.{note}"
+    return Table(title, note, list(scores[0]), sorted(rows, key=_place), sizes, definition,
+                 as_asked=_asked_as_in_the_paper(results[0]))
 
 
 def _asked_as_in_the_paper(result: Result) -> bool:

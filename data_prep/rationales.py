@@ -16,14 +16,11 @@ import argparse
 import dataclasses
 import math
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from data_prep.benchmark.exam_files import write_folder
 from data_prep.benchmark.rationale_checks import CRITERIA, check, summary, write_sheet
@@ -184,9 +181,7 @@ def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, 
             server = dataclasses.replace(server, options=server.options | changed)
         requests = [api_client.request(server, prompt(entry.item), longest) for entry in left]
         labels = [f"item {entry.item.key} ({entry.item.language})" for entry in left]
-        with tqdm(total=len(left), disable=not sys.stderr.isatty(), unit=f" {task.key}") as bar:
-            found = api_client.ask(server, requests, store, labels=labels,
-                                   on_done=lambda _, bar=bar: bar.update())
+        found = api_client.ask(server, requests, store, labels=labels)
         for entry, reply in zip(left, found):
             entry.problem = take(task, entry, reply, samples > 0)
             entry.sample = 0 if entry.problem else sample

@@ -199,8 +199,7 @@ def evaluate_api(
              for question in questions for body in question.bodies]
     labels, requests = zip(*calls)
     store = api_client.CallStore(out / "api_calls.jsonl")
-    with progress_bar(len(requests), sys.stderr.isatty(), "answer") as bar:
-        replies = api_client.ask(server, requests, store, labels=labels, on_done=lambda _: bar.update())
+    replies = api_client.ask(server, requests, store, labels=labels)
     left = iter(replies)
     rows = [api_row(question, list(islice(left, len(question.bodies))), config) for question in questions]
     counts = api_client.usage(replies)

@@ -15,15 +15,18 @@ import json
 import math
 import os
 import re
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from mmed.evaluation.summary import utf8
 from mmed.utils.errors import UsageError, UserError, require_extra
@@ -309,24 +312,21 @@ class Caller:
         return CallFailed(reason, "content_filter" if filtered else "rejected")
 
 
-def ask(
-    server: Server, requests: Sequence[dict[str, Any]], store: CallStore, *, labels: Sequence[str],
-    on_done: Callable[[int], object] = lambda number: None,
-) -> list[dict[str, Any]]:
+def ask(server: Server, requests: Sequence[dict[str, Any]], store: CallStore, *,
+        labels: Sequence[str]) -> list[dict[str, Any]]:
     """Replies in the order of the requests; stored requests are not asked again, equal ones are asked once.
-    `labels` name requests in errors; `on_done` is called for each."""
+    `labels` name requests in errors."""
     keys = [request_key(server, body) for body in requests]
     todo = {key: (key, label, body) for key, label, body in zip(keys, labels, requests, strict=True)
             if key not in store.replies}
     replies = {key: store.replies[key] for key in keys if key not in todo}
-    for number in range(len(keys) - len(todo)):
-        on_done(number)
     if todo:
-        caller = Caller(server, store)
-        with ThreadPool(server.concurrency) as pool:
+        caller, pause = Caller(server, store), 0.5 if sys.stderr.isatty() else 30.0
+        with (ThreadPool(server.concurrency) as pool,
+              tqdm(total=len(todo), unit=" calls", mininterval=pause) as bar):
             for key, reply in pool.imap_unordered(lambda task: caller.answer(*task), todo.values()):
                 replies[key] = reply
-                on_done(len(replies))
+                bar.update()
         if all("error" in reply for reply in replies.values()):
             why = replies[keys[0]]["error"]
             raise UserError(f"{server.base_url}: no request was answered: {why}; {OMIT}")

@@ -403,6 +403,7 @@ PATHS = "question=data.stem,options=o1+o2+o3,answer=key"
      {"options": {"A": "2", "B": "1"}, "answer_idx": "A", "data.why": "r"}),
     ({"o1": "A. x"}, PATHS, {"options": {"A": "A. x", "B": "y", "C": "z"}}),
     ({"key": "o2"}, PATHS, {"answer_idx": "B"}), ({"key": [0, 2]}, PATHS, {"answer_idx": "A,C"}),
+    ({"o1": "GG", "o2": "gg", "key": "gg"}, PATHS, {"answer_idx": "B"}),
     ({"key": 1, "o3": None}, f"{PATHS},kind=0", {"options": {"A": "x", "B": "y"}, "answer_idx": "B"}),
     ({"key": ["y", "Z"]}, f"{PATHS},kind=text", {"answer_idx": "B,C"}),
     ({"key": "MAYBE"}, f"{PATHS},options=yes/no/maybe,kind=text", {"answer_idx": "C"}),
@@ -488,7 +489,7 @@ def exam_item(question: str, right: str = "A", **options: str | None) -> dict:
 
 def test_blank_and_equal_options_are_flagged_and_counted(tmp_path, capsys):
     items = [exam_item("Q", "B", A="aspirin", B="Heparin", C=" heparin "),
-             exam_item("R", "C", A="", B="", C="z"), exam_item("S\ud800", A="a", B="b")]
+             exam_item("R", "C", A="", B="", C="GG", D="gg"), exam_item("S\ud800", A="a", B="b")]
     equal, blank = run(tmp_path / "out", *custom(tmp_path / "exam.json", items))["Test/English"]
     assert equal["equal_options"] == ["B", "C"] and "equal_options" not in blank
     assert blank["blank_options"] == ["A", "B"] and "blank_options" not in equal

@@ -261,15 +261,27 @@ def scoring(body: dict) -> dict:
 
 
 def test_one_question_that_cannot_be_scored_does_not_end_the_exam(exam, tmp_path, capsys):
-    stub = Stub(lambda body, tries: error(400, "too long") if "English 3?" in prompt_of(body)
-                else (200, scoring(body), {}))
-    main(command(stub, exam, "--completions", "--scoring", "loglikelihood", "--permutations", "2"))
+    def too_long(body, only_reordered):
+        failed = "English 3?" in prompt_of(body) and not (only_reordered and "A. x B. y" in prompt_of(body))
+        return error(400, "too long") if failed else (200, scoring(body), {})
+
+    stub = Stub(lambda body, tries: too_long(body, False))
+    asking = command(stub, exam, "--completions", "--scoring", "loglikelihood", "--permutations", "2")
+    main(asking)
     own, rows = load_results(tmp_path / "out")
     statuses = {row["doc"]["question"]: (row["status"], row["parsed"], row["correct"]) for row in rows}
     assert statuses.pop("English 3?") == ("unparsed", "", False)
     assert {status for status, _, _ in statuses.values()} == {"scored"} and statuses["English 0?"][2]
     assert own["summary"]["languages"]["English"]["calibration"]["n"] == 3
     assert "2 questions have no answer and count as wrong; the first is item" in capsys.readouterr().err
+    stub.fault = lambda body, tries: too_long(body, True)
+    main(asking)  # asks again what failed
+    own, rows = load_results(tmp_path / "out")
+    assert {row["status"] for row in rows} == {"scored"}
+    stub.fault = lambda body, tries: error(401, "expired")
+    with pytest.raises(UserError, match="401: expired"):
+        main(asking)  # asks again for the reordered copy alone
+    assert load_results(tmp_path / "out")[0] == own
 
 
 @pytest.mark.parametrize("fault, message", [

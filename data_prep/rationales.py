@@ -168,10 +168,9 @@ def take(task: Task, entry: Entry, reply: dict, hidden: bool) -> str:
 
 
 def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, entries: Sequence[Entry],
-            longest: int, samples: int) -> tuple[list[str], list[dict]]:
+            longest: int, samples: int) -> list[dict]:
     """Ask about each entry, with `samples` up to that often until the answer is the key; put the reply into
-    its line. Returns the keys of all requests, and the replies."""
-    keys: list[str] = []
+    its line. Returns the replies."""
     replies: list[dict] = []
     prompt = sampled_prompt if samples else task.prompt
     for sample in range(1, max(samples, 1) + 1):
@@ -185,9 +184,8 @@ def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, 
         for entry, reply in zip(left, found):
             entry.problem = take(task, entry, reply, samples > 0)
             entry.sample = 0 if entry.problem else sample
-        keys += [api_client.request_key(server, body) for body in requests]
         replies += found
-    return keys, replies
+    return replies
 
 
 def accepted(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -215,7 +213,7 @@ def run(options: argparse.Namespace) -> None:
     if not chosen:
         raise UserError(f"{options.data}: every item has a {task.key} already; use --replace to redo them")
     store = api_client.CallStore(options.calls or f"{out}.calls.jsonl")
-    keys, replies = ask_all(task, server, store, chosen, longest, options.samples)
+    replies = ask_all(task, server, store, chosen, longest, options.samples)
     problems = [{"key": entry.item.key, "language": entry.item.language, "reason": entry.problem}
                 for entry in chosen if entry.problem]
     report = {"data": file_hash(options.data), "server": server.facts(), "prompt_version": PROMPT_VERSION,
@@ -237,7 +235,7 @@ def run(options: argparse.Namespace) -> None:
     spent = api_client.usage(store.new)
     print(f"this run: {spent['calls']:,} of {len(replies):,} calls, tokens in {spent['prompt_tokens']:,}, "
           f"out {spent['completion_tokens']:,}")
-    store.close(keys)
+    store.close()
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -35,13 +35,7 @@ from mmed.evaluation.questions import (
     stop_at_answer,
     token_limit,
 )
-from mmed.evaluation.results import (
-    RESULTS_VERSION,
-    load_permutations,
-    load_results,
-    loglikelihood_row,
-    write_results,
-)
+from mmed.evaluation.results import RESULTS_VERSION, load_results, loglikelihood_row, write_results
 from mmed.evaluation.summary import MODES, table
 from mmed.evaluation.thoughts import begun_thought, think_and_answer
 from mmed.generate import encode_prompt, generate, load_model, progress_bar
@@ -213,7 +207,7 @@ def evaluate_api(
     settings = settings | {"api": server.facts() | counts}
     (out / "results.json").unlink(missing_ok=True)  # not before: a failed call must not cost earlier results
     summary = write_results(out, rows, prompts_of(questions), facts, settings)
-    store.close([api_client.request_key(server, body) for body in requests])
+    store.close()
     return summary
 
 
@@ -254,11 +248,11 @@ def evaluate(config: EvalConfig) -> dict:
         if server:
             return evaluate_api(items, config, server, settings, facts)
         return evaluate_model(items, config, settings, facts)
-    before, rows = load_results(out)
+    before, _ = load_results(out)
     if differs := facts_that_differ(before["facts"], facts):
         raise UserError(f"{out}: contains the results of another run: {differs}; give another --out, or "
                         "--force to replace them")
-    if server and any("error" in row for row in (*rows, *load_permutations(out))):  # ask what failed again
+    if server and before["settings"]["api"]["failed"]:  # only what failed is asked again
         return evaluate_api(items, config, server, settings, facts)
     (out / "predictions.jsonl.partial").unlink(missing_ok=True)  # killed after its last file
     print(f"{out} is complete; nothing to do (--force runs it again)", file=sys.stderr)

@@ -224,6 +224,7 @@ class CallStore(SealedFile):
         self.lock = threading.Lock()
         self.replies: dict[str, dict] = {}
         self.new: list[dict] = []
+        self.asked: list[str] = []  # keys, in the order of the requests
         self.read(lambda line: self.replies.update({line["key"]: line["reply"]}),
                   "delete that line (its call is then repeated), or the file")
 
@@ -233,10 +234,10 @@ class CallStore(SealedFile):
             self.replies[key] = reply
             self.new.append(reply)
 
-    def close(self, order: Sequence[str] = ()) -> None:
-        """Rewrite the file in the order of these keys instead of the order of arrival."""
+    def close(self) -> None:
+        """Rewrite the file in the order of the requests instead of the order of arrival."""
         with self.lock, atomic_write(self.path, "wb") as file:
-            for key in dict.fromkeys([*order, *self.replies]):
+            for key in dict.fromkeys([*self.asked, *self.replies]):
                 if key in self.replies:
                     file.write(sealed_line({"key": key, "reply": self.replies[key]}).encode())
             self.file.close()
@@ -317,6 +318,7 @@ def ask(server: Server, requests: Sequence[dict[str, Any]], store: CallStore, *,
     """Replies in the order of the requests; stored requests are not asked again, equal ones are asked once.
     `labels` name requests in errors."""
     keys = [request_key(server, body) for body in requests]
+    store.asked += keys
     todo = {key: (key, label, body) for key, label, body in zip(keys, labels, requests, strict=True)
             if key not in store.replies}
     replies = {key: store.replies[key] for key in keys if key not in todo}
@@ -338,6 +340,7 @@ def usage(replies: Sequence[dict]) -> dict[str, Any]:
     return {"calls": len(replies),
             "prompt_tokens": sum(reply.get("prompt_tokens") or 0 for reply in replies),
             "completion_tokens": sum(reply.get("completion_tokens") or 0 for reply in replies),
+            "failed": sum("error" in reply for reply in replies),
             "without_counts": sum(reply.get("completion_tokens") is None for reply in replies),
             "finish_reasons": dict(sorted(reasons.items())),
             "models": sorted({reply["model"] for reply in replies if reply.get("model")})}

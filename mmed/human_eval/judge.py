@@ -65,7 +65,7 @@ def judge_cases(cases: Sequence[Case], server: api_client.Server, store: api_cli
         bodies.append(api_client.request(server, text if server.completions else chat, max_new_tokens))
     labels = [f"{case.language}, item {case.key}" for case in cases]
     replies = api_client.ask(server, bodies, store, labels=labels)
-    store.close([api_client.request_key(server, body) for body in bodies])
+    store.close()
     rated: Ratings = {case.language: {} for case in cases}
     failed = []
     for case, reply in zip(cases, replies, strict=True):

@@ -17,7 +17,7 @@ from data_prep import mmedbench
 from data_prep.benchmark import exam_files
 from data_prep.benchmark.leaks import anchors, translations
 from data_prep.benchmark.mapping import Raw
-from data_prep.benchmark.options import marked_options, option_texts, plain, read_answer
+from data_prep.benchmark.options import marked_options, option_texts, read_answer
 from data_prep.benchmark.sources import SOURCES
 from data_prep.mmedbench import PAPER
 from mmed.prompts import read_benchmark
@@ -154,7 +154,7 @@ PRESETS = [
                        "subject": "anatomy"}],
         "Val/English": [C | {"subject": "college_biology"}]}, []),
     # the hub has the items of all/ again subject by subject
-    ("mmlu", {"all/test.jsonl": [MMLU], "anatomy/test.jsonl": [MMLU]}, {"Test/English": [C]}, []),
+    ("mmlu", {"all/test.part1.jsonl": [MMLU], "anatomy/test.jsonl": [MMLU]}, {"Test/English": [C]}, []),
     ("pubmedqa", {"pqa_labeled/train-0.parquet": [PUBMED]}, {"Test/English": [{
         "question": "We asked.\nWe saw.\nHelp?", "answer_idx": "C", "rationale": "It may.",
         "id": "pubmedqa-12"}]}, []),
@@ -357,23 +357,10 @@ def test_options_are_found_inside_the_question(text, stem, options):
     assert marked_options(text) == (stem, options)
 
 
-@pytest.mark.parametrize(("name", "split"), [
-    ("phrases_train.jsonl", "Train"), ("dev_HEAD.json", "Val"), ("test.part1.jsonl", "Test"),
-    ("ori_pqal.json", None)])
-def test_a_split_is_a_word_of_a_name(name, split):
-    assert exam_files.split_of(name) == split
-
-
-@pytest.mark.parametrize(("text", "name"), [
-    (" Ｂ．", "B"), ("(c)", "C"), ("②", "2"), (2.0, "2"), ("(ｂ)．", "B")])
-def test_names_of_options_are_plain(text, name):
-    assert plain(text) == name
-
-
 @pytest.mark.parametrize("written", [
     "A,C", "AC", "CA", "(AC)", ["a", "c"], "A、C", "Ａ，Ｃ", ["A.", "(c)"], "['A', 'C']", "x,y",
     ["A. Aspirin", "heparin"], "A and C", "a & c", "A C", "A,C,", "A、C。", ["A and C"], "A\nC", "[0 2]",
-    ["aspirin", " HEPARIN\u00a0"]])
+    ["aspirin", " HEPARIN\u00a0"], "(ａ)．, Ｃ．", "0、②"])
 def test_answers_are_read_as_they_are_written(written):
     options, names = {"A": "aspirin", "B": "1", "C": "Heparin"}, {"X": "A", "Y": "C", "0": "A", "2": "C"}
     assert sorted(read_answer(written, options, names)) == ["A", "C"]

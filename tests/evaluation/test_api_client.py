@@ -139,7 +139,8 @@ def test_an_incomplete_last_line_is_dropped_and_other_damage_is_an_error(tmp_pat
         store.add(key, {"text": key})
     with pytest.raises(UserError, match="another process"):
         CallStore(path)
-    store.close(["c", "a"])
+    store.asked = ["c", "a"]
+    store.close()
     lines = path.read_text().splitlines(keepends=True)
     assert [json.loads(line)["key"] for line in lines] == ["c", "a", "b"]
     path.write_text("".join(lines)[:-5])
@@ -181,7 +182,7 @@ def test_a_server_is_sent_its_own_key_which_is_stored_nowhere(tmp_path, monkeypa
         store.close()
         assert stub.seen[-1][1] == f"Bearer {sent}"
     assert [one["text"] for one in replies] == ["Your key is [key]. The answer is B.", ""]
-    stored = (tmp_path / "calls.jsonl").read_text().splitlines()[-1]
+    stored = (tmp_path / "calls.jsonl").read_text().splitlines()[0]
     assert "canary" not in f"{replies}{server.facts()}{server}{stored}"
     for wrong in ("sk-\u2026y", "sk\ny"):
         monkeypatch.setenv("MINE", wrong)

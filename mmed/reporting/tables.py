@@ -19,6 +19,8 @@ SOURCE_MEAN = "Mean of sources"
 # How the paper's models were asked; our default style differs
 PAPER_SETTINGS = {"style": "official", "shots": 0, "chat_template": "none", "stop": "end",
                   "max_new_tokens": 1000}
+PUBLISHED = {"accuracy": "Accuracy, official scorer", "BLEU-1": "BLEU-1 of rationales",
+             "ROUGE-1": "ROUGE-1 of rationales"}
 # Items of MMedBench's test split, on which the paper's numbers were computed
 TEST_ITEMS = dict(zip(LANGUAGES, (1273, 3426, 199, 622, 256, 2742)))
 
@@ -44,8 +46,7 @@ class Table:
     unit: str = "%"
     decimals: int = 1
     main: bool = False  # shown in the terminal and unfolded on the page
-    published: str = ""  # the paper's metric that is computed in the same way from answers
-    as_asked: bool = False  # the answers are to the paper's items, asked for as in the paper
+    published: str = ""  # the paper's metric of the same definition, prompt and items
 
 
 def by_definition(results: Sequence[Result], column: str) -> list[list[Result]]:
@@ -91,7 +92,7 @@ def _accuracy_table(results: Sequence[Result], column: str) -> Table:
     signature = results[0].summary["signatures"][column]
     table = _table(f"Accuracy, {COLUMN_TITLES[column]}", signature.split("|"), "", results, scores)
     table.main = column not in ("loglikelihood_norm", "official")
-    table.published = "accuracy" if column == "official" else ""
+    table.published = "accuracy" if column == "official" and _asked_as_in_the_paper(results[0]) else ""
     chance = [_exact(100 * part["chance"]) for part in results[0].parts.values()]
     for score, level in ((score, level) for row in table.rows for score, level in zip(row.scores, chance)):
         if score and None not in score.values():
@@ -126,7 +127,7 @@ def _text_table(results: Sequence[Result], metric: str) -> Table:
     table = _table(f"{name} of rationales", definition, note, results, scores)
     table.unit, table.decimals, table.main = "× 100", 2, name in ("BLEU-1", "ROUGE-1")
     as_published = words == "official" and summary["text_items"] == "human_check_passed"
-    table.published = name if table.main and as_published else ""
+    table.published = name if table.main and as_published and _asked_as_in_the_paper(results[0]) else ""
     return table
 
 
@@ -138,8 +139,7 @@ def _table(title: str, definition: Sequence[str], note: str, results: Sequence[R
             for result, own in zip(results, scores)]
     sizes = [score.get("n") if score else None for score in scores[0].values()]
     note = f"Definition: {'|'.join(definition)}.{note}"
-    return Table(title, note, list(scores[0]), sorted(rows, key=_place), sizes, definition,
-                 as_asked=_asked_as_in_the_paper(results[0]))
+    return Table(title, note, list(scores[0]), sorted(rows, key=_place), sizes, definition)
 
 
 def _asked_as_in_the_paper(result: Result) -> bool:
@@ -166,24 +166,19 @@ def _exact(value: float) -> Score:
 
 
 def _with_published(found: Sequence[Table]) -> list[Table]:
-    """The paper's rows under the headings of their settings: in our tables of the same definition, prompt and
-    items, or else in tables of their own.
-    """
-    titles = {"accuracy": "Accuracy, official scorer"} | {
-        table.published: table.title for table in found if table.published}
+    """The paper's rows under the headings of their settings: in ours of the same metric, or in own tables."""
     note = ("The paper's numbers, on MMedBench's whole test split with the official prompt; ours differ in "
-            "items, prompt or scorer.")
-    columns, apart = [*LANGUAGES, MACRO], []
-    for metric, title in titles.items():
-        joined = [table for table in found if table.published == metric and table.as_asked]
-        if not joined:
-            joined = [Table(f"{title}, published", note, columns, [], [None] * len(columns))]
-            apart += joined
-        for table in joined:
+            "items, prompt or definition.")
+    columns, found = [*LANGUAGES, MACRO], list(found)
+    for metric, title in PUBLISHED.items():
+        if metric not in [table.published for table in found]:
+            found.append(Table(f"{title}, published", note, columns, [], [None] * len(columns),
+                               published=metric))
+        for table in (table for table in found if table.published == metric):
             theirs = [_published_row(row, SETTINGS[row.setting], table.columns) for row in published(metric)]
             table.rows = sorted([*table.rows, *theirs], key=_place)
             table.main = True
-    return [*found, *apart]
+    return found
 
 
 def _english_table() -> Table:

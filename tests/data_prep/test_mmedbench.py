@@ -561,12 +561,10 @@ def test_translations_are_those_that_a_search_of_all_pairs_finds(items, cut):
     train, test = made[:cut], made[cut:]
     expected = {}
     for place, item in enumerate(train):
-        own, found = anchors(item), []
-        for number, twin in enumerate(test):
-            shared, other = len(own & anchors(twin)), item.language != twin.language
-            enough = shared >= max(4, 0.3 * len(own | anchors(twin)))
-            if other and enough and item.answer == twin.answer:
-                found.append((-shared, number))
+        own = anchors(item)
+        found = [(-len(own & anchors(twin)), number) for number, twin in enumerate(test)
+                 if item.language != twin.language and item.answer == twin.answer
+                 and len(own & anchors(twin)) >= max(4, 0.3 * len(own | anchors(twin)))]
         if found:
             expected[place] = test[min(found)[1]].key
     assert translations(train, test) == expected

@@ -178,7 +178,7 @@ def read_reply(value: Any) -> dict[str, Any]:
     complete = str(ended).startswith(("length", "content_filter")) or (content is not None and ended)
     if not (text or reasoning or complete):
         raise CallFailed("the reply has no text")
-    usage = {name: count for name, count in (value.get("usage") or {}).items() if is_finite(count)}
+    usage = value.get("usage") or {}
     reply = {"text": utf8(text), "finish_reason": ended, "model": value.get("model"),
              "prompt_tokens": usage.get("prompt_tokens"), "completion_tokens": usage.get("completion_tokens")}
     return reply | ({"reasoning": utf8(str(reasoning))} if reasoning else {})

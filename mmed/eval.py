@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -228,10 +227,9 @@ def read_exam(config: EvalConfig) -> list[ExamItem]:
 def evaluate(config: EvalConfig) -> dict:
     """Run, score and write; return the summary. A finished result with the same settings is only shown."""
     items, server, out = read_exam(config), config.server, Path(config.out)
-    if not server and config.dtype == "auto":  # recorded as what it is on this machine
-        gpu = device_called(config.device).startswith("cuda")
-        config = replace(config, dtype="bfloat16" if gpu else "float32")
     settings = {name: getattr(config, name) for name in (*SETTINGS, *(() if server else LOCAL_SETTINGS))}
+    if settings.get("dtype") == "auto":  # recorded as what it is on this machine
+        settings["dtype"] = "bfloat16" if device_called(config.device).startswith("cuda") else "float32"
     if config.thinking_budget:
         settings["thinking_budget"] = config.thinking_budget
     facts = settings | {

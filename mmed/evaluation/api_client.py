@@ -150,10 +150,8 @@ class CallFailed(Exception):
 
 
 def read_reply(value: Any) -> dict[str, Any]:
-    """Text, reasoning, finish reason, model name and token counts of a reply.
-
-    A refusal is an answer, and so is an empty text caused by the token limit, a content filter, or a reply of
-    reasoning alone; an error inside a 200 reply is none, nor is an empty text that ended for no reason.
+    """Text, reasoning, finish reason, model name and token counts of a reply. A refusal is an answer, and so
+    is an empty text that the token limit, a filter or mere reasoning explains. An error in a reply is not.
     """
     if isinstance(value, str):  # JSON under another content type, or a page of a proxy
         try:

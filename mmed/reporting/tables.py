@@ -1,8 +1,7 @@
 """The tables of a report, shown in the terminal (`summary_table`) and on the page.
 
 Each table has one metric of one definition: rows are models under their setting, columns are languages and
-their macro average. Results whose signatures differ go into different tables; the paper's numbers are in a
-table only where they were computed in the same way, on as many items.
+their macro average. The paper's numbers are in a table only where they were computed in the same way.
 """
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from mmed.evaluation.published import ENGLISH_SOURCES, LANGUAGES, PublishedRow, published, published_english
 from mmed.evaluation.summary import COLUMN_TITLES, COLUMNS, aligned, group_by, setting_parts, shown_metrics
 from mmed.reporting.read_results import MACRO, SETTINGS, Result
+from mmed.utils.errors import printable
 
 SOURCE_MEAN = "Mean of sources"
 # How the paper's models were asked; our default style differs
@@ -200,7 +201,7 @@ def summary_table(found: Sequence[Table]) -> str:
     """The main tables as aligned text."""
     blocks = []
     for table in (table for table in found if table.main):
-        lines = [[f"{table.title}, {table.unit}", *table.columns]]
+        lines = [["", *table.columns]]
         for heading, rows in itertools.groupby(table.rows, lambda row: row.heading):
             lines += [[heading, *[""] * len(table.columns)]] if heading else []
             for row in rows:
@@ -208,7 +209,7 @@ def summary_table(found: Sequence[Table]) -> str:
                 name = f"  {row.name} (published)" if published else f"  {row.name}"
                 decimals = 2 if published else table.decimals
                 lines.append([name, *(score_text(score, decimals) for score in row.scores)])
-        blocks.append(aligned(lines))
+        blocks.append(f"{printable(table.title)}, {table.unit}\n{aligned(lines)}")
     return "\n\n".join([*blocks, "[95 % interval]   ~ it contains the chance level"])
 
 

@@ -24,9 +24,9 @@ from typing import Any
 from data_prep.benchmark.exam_files import write_folder
 from data_prep.benchmark.leaks import find_leaks
 from data_prep.benchmark.mapping import MAP_KEYS, Raw, fingerprint
-from data_prep.benchmark.options import folded
 from data_prep.benchmark.sources import SOURCES, read_source
 from data_prep.filters.language_codes import language_code
+from mmed.metrics import option_texts
 from mmed.prompts import read_benchmark
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 
@@ -66,13 +66,13 @@ def problem_with(raw: Raw) -> str | None:
 
 def as_item(raw: Raw, licence: str | None = None) -> dict[str, Any]:
     """One line of MMedBench, its own keys first. Blank and equal options are flagged."""
-    texts = {letter: folded(text) for letter, text in raw.options.items()}
+    texts = option_texts(raw.options)
     uses = Counter(texts.values())
     item = {"question": raw.question, "options": raw.options, "answer_idx": ",".join(sorted(set(raw.answer))),
             "rationale": raw.rationale, "human_checked": False, "human_check_passed": False, "id": raw.key,
             "source": raw.source, "licence": licence,
-            "blank_options": [letter for letter, text in texts.items() if not text] or None,
-            "equal_options": [letter for letter, text in texts.items() if text and uses[text] > 1] or None,
+            "blank_options": [letter for letter, text in raw.options.items() if not text.strip()] or None,
+            "equal_options": [letter for letter, text in texts.items() if uses[text] > 1] or None,
             **raw.extra}
     return {key: value for key, value in item.items() if value is not None}
 

@@ -16,14 +16,11 @@ import argparse
 import dataclasses
 import math
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from data_prep.benchmark.exam_files import write_folder
 from data_prep.benchmark.rationale_checks import CRITERIA, check, summary, write_sheet
@@ -171,10 +168,9 @@ def take(task: Task, entry: Entry, reply: dict, hidden: bool) -> str:
 
 
 def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, entries: Sequence[Entry],
-            longest: int, samples: int) -> tuple[list[str], list[dict]]:
+            longest: int, samples: int) -> list[dict]:
     """Ask about each entry, with `samples` up to that often until the answer is the key; put the reply into
-    its line. Returns the keys of all requests, and the replies."""
-    keys: list[str] = []
+    its line. Returns the replies."""
     replies: list[dict] = []
     prompt = sampled_prompt if samples else task.prompt
     for sample in range(1, max(samples, 1) + 1):
@@ -184,15 +180,12 @@ def ask_all(task: Task, server: api_client.Server, store: api_client.CallStore, 
             server = dataclasses.replace(server, options=server.options | changed)
         requests = [api_client.request(server, prompt(entry.item), longest) for entry in left]
         labels = [f"item {entry.item.key} ({entry.item.language})" for entry in left]
-        with tqdm(total=len(left), disable=not sys.stderr.isatty(), unit=f" {task.key}") as bar:
-            found = api_client.ask(server, requests, store, labels=labels,
-                                   on_done=lambda _, bar=bar: bar.update())
+        found = api_client.ask(server, requests, store, labels=labels)
         for entry, reply in zip(left, found):
             entry.problem = take(task, entry, reply, samples > 0)
             entry.sample = 0 if entry.problem else sample
-        keys += [api_client.request_key(server, body) for body in requests]
         replies += found
-    return keys, replies
+    return replies
 
 
 def accepted(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -220,7 +213,7 @@ def run(options: argparse.Namespace) -> None:
     if not chosen:
         raise UserError(f"{options.data}: every item has a {task.key} already; use --replace to redo them")
     store = api_client.CallStore(options.calls or f"{out}.calls.jsonl")
-    keys, replies = ask_all(task, server, store, chosen, longest, options.samples)
+    replies = ask_all(task, server, store, chosen, longest, options.samples)
     problems = [{"key": entry.item.key, "language": entry.item.language, "reason": entry.problem}
                 for entry in chosen if entry.problem]
     report = {"data": file_hash(options.data), "server": server.facts(), "prompt_version": PROMPT_VERSION,
@@ -242,7 +235,7 @@ def run(options: argparse.Namespace) -> None:
     spent = api_client.usage(store.new)
     print(f"this run: {spent['calls']:,} of {len(replies):,} calls, tokens in {spent['prompt_tokens']:,}, "
           f"out {spent['completion_tokens']:,}")
-    store.close(keys)
+    store.close()
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -193,9 +192,7 @@ def evaluate_api(
              for question in questions for body in question.bodies]
     labels, requests = zip(*calls)
     store = api_client.CallStore(out / "api_calls.jsonl")
-    (out / "results.json").unlink(missing_ok=True)
-    with progress_bar(len(requests), sys.stderr.isatty(), "answer") as bar:
-        replies = api_client.ask(server, requests, store, labels=labels, on_done=lambda _: bar.update())
+    replies = api_client.ask(server, requests, store, labels=labels)
     left = iter(replies)
     rows = [api_row(question, list(islice(left, len(question.bodies))), config) for question in questions]
     counts = api_client.usage(replies)
@@ -207,8 +204,9 @@ def evaluate_api(
         print(f"warning: {len(errors):,} questions have no answer and count as wrong; the first is item "
               f"{errors[0]['key']} ({errors[0]['language']}): {errors[0]['error']}", file=sys.stderr)
     settings = settings | {"api": server.facts() | counts}
+    (out / "results.json").unlink(missing_ok=True)  # not before: a failed call must not cost earlier results
     summary = write_results(out, rows, prompts_of(questions), facts, settings)
-    store.close([api_client.request_key(server, body) for body in requests])
+    store.close()
     return summary
 
 
@@ -229,10 +227,9 @@ def read_exam(config: EvalConfig) -> list[ExamItem]:
 def evaluate(config: EvalConfig) -> dict:
     """Run, score and write; return the summary. A finished result with the same settings is only shown."""
     items, server, out = read_exam(config), config.server, Path(config.out)
-    if not server and config.dtype == "auto":  # recorded as what it is on this machine
-        gpu = device_called(config.device).startswith("cuda")
-        config = replace(config, dtype="bfloat16" if gpu else "float32")
     settings = {name: getattr(config, name) for name in (*SETTINGS, *(() if server else LOCAL_SETTINGS))}
+    if settings.get("dtype") == "auto":  # recorded as what it is on this machine
+        settings["dtype"] = "bfloat16" if device_called(config.device).startswith("cuda") else "float32"
     if config.thinking_budget:
         settings["thinking_budget"] = config.thinking_budget
     facts = settings | {
@@ -249,11 +246,11 @@ def evaluate(config: EvalConfig) -> dict:
         if server:
             return evaluate_api(items, config, server, settings, facts)
         return evaluate_model(items, config, settings, facts)
-    before, rows = load_results(out)
+    before, _ = load_results(out)
     if differs := facts_that_differ(before["facts"], facts):
         raise UserError(f"{out}: contains the results of another run: {differs}; give another --out, or "
                         "--force to replace them")
-    if server and any("error" in row for row in rows):  # only what failed is asked again
+    if server and before["settings"]["api"]["failed"]:  # only what failed is asked again
         return evaluate_api(items, config, server, settings, facts)
     (out / "predictions.jsonl.partial").unlink(missing_ok=True)  # killed after its last file
     print(f"{out} is complete; nothing to do (--force runs it again)", file=sys.stderr)

@@ -65,11 +65,10 @@ def chance_level(items: Iterable[Mapping], equal_options: str = "keyed") -> floa
     """
     chances = []
     for item in items:
-        n, right, accepted = len(item["options"]), answer_set(item["answer_idx"]), 1
-        if equal_options == "either":
-            same = option_texts(item["options"])
-            equal, wanted = Counter(same.values()), Counter(same[letter] for letter in right)
-            accepted = math.prod(math.comb(equal[text], count) for text, count in wanted.items())
+        options, right = item["options"], answer_set(item["answer_idx"])
+        n, same = len(options), option_texts(options) if equal_options == "either" else {}
+        equal, wanted = (Counter(same.get(x, x) for x in letters) for letters in (options, right))
+        accepted = math.prod(math.comb(equal[text], count) for text, count in wanted.items())
         chances.append(accepted / (2**n - 1 - n if len(right) > 1 else n))
     return mean(chances)
 

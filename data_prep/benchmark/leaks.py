@@ -8,7 +8,6 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import product
 
 from data_prep.decontaminate import COMMON, benchmark_ngrams, contained_items, question_ngrams
 from data_prep.filters.minhash import token_hashes
@@ -47,15 +46,15 @@ def anchors(item: ExamItem) -> set[tuple[str, str]]:
 def translations(train: Sequence[ExamItem], test: Sequence[ExamItem]) -> dict[int, str]:
     """{position in `train`: key of the test item that it translates}."""
     anchored = [anchors(item) for item in test]
-    with_mark: dict[tuple[str, tuple[str, str]], list[int]] = defaultdict(list)  # by language and anchor
+    with_mark: dict[tuple[str, str], list[int]] = defaultdict(list)
     for place, found in enumerate(anchored):
         for mark in found:
-            with_mark[test[place].language, mark].append(place)
-    languages = {item.language for item in test}
+            with_mark[mark].append(place)
     result: dict[int, str] = {}
     for place, item in enumerate(train):
-        own, others = anchors(item), languages - {item.language}
-        shared = Counter(twin for pair in product(others, own) for twin in with_mark.get(pair, ()))
+        own = anchors(item)
+        shared = Counter(twin for mark in own for twin in with_mark.get(mark, ())
+                         if test[twin].language != item.language)
         for twin, count in sorted(shared.items(), key=lambda pair: (-pair[1], pair[0])):
             if count < SHARED:
                 break

@@ -10,6 +10,7 @@ import contextlib
 import re
 import unicodedata
 from collections.abc import Iterable
+from itertools import product
 from typing import Any
 
 from data_prep.benchmark.exam_files import parse_json
@@ -157,7 +158,7 @@ def read_answer(value: Any, options: dict[str, str], names: dict[str, str], kind
 
 def letter_of_text(part: str, options: dict[str, str]) -> str:
     """The letter of the option with this text (with or without a letter before it); else the text itself."""
-    for letter, text in options.items():
-        if text.strip() and folded(text) in map(folded, (part, after_letter(part, letter) or "")):
+    for form, (letter, text) in product((str.strip, folded), options.items()):  # GG and gg are two genotypes
+        if text.strip() and form(text) in map(form, (part, after_letter(part, letter) or "")):
             return letter
     return part

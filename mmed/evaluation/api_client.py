@@ -15,15 +15,18 @@ import json
 import math
 import os
 import re
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from mmed.evaluation.summary import utf8
 from mmed.utils.errors import UsageError, UserError, require_extra
@@ -147,10 +150,8 @@ class CallFailed(Exception):
 
 
 def read_reply(value: Any) -> dict[str, Any]:
-    """Text, reasoning, finish reason, model name and token counts of a reply.
-
-    A refusal is an answer, and so is an empty text caused by the token limit, a content filter, or a reply of
-    reasoning alone; an error inside a 200 reply is none, nor is an empty text that ended for no reason.
+    """Text, reasoning, finish reason, model name and token counts of a reply. A refusal is an answer, and so
+    is an empty text that the token limit, a filter or mere reasoning explains. An error in a reply is not.
     """
     if isinstance(value, str):  # JSON under another content type, or a page of a proxy
         try:
@@ -175,7 +176,7 @@ def read_reply(value: Any) -> dict[str, Any]:
     complete = str(ended).startswith(("length", "content_filter")) or (content is not None and ended)
     if not (text or reasoning or complete):
         raise CallFailed("the reply has no text")
-    usage = {name: count for name, count in (value.get("usage") or {}).items() if is_finite(count)}
+    usage = value.get("usage") or {}
     reply = {"text": utf8(text), "finish_reason": ended, "model": value.get("model"),
              "prompt_tokens": usage.get("prompt_tokens"), "completion_tokens": usage.get("completion_tokens")}
     return reply | ({"reasoning": utf8(str(reasoning))} if reasoning else {})
@@ -221,6 +222,7 @@ class CallStore(SealedFile):
         self.lock = threading.Lock()
         self.replies: dict[str, dict] = {}
         self.new: list[dict] = []
+        self.asked: list[str] = []  # keys, in the order of the requests
         self.read(lambda line: self.replies.update({line["key"]: line["reply"]}),
                   "delete that line (its call is then repeated), or the file")
 
@@ -230,10 +232,10 @@ class CallStore(SealedFile):
             self.replies[key] = reply
             self.new.append(reply)
 
-    def close(self, order: Sequence[str] = ()) -> None:
-        """Rewrite the file in the order of these keys instead of the order of arrival."""
+    def close(self) -> None:
+        """Rewrite the file in the order of the requests instead of the order of arrival."""
         with self.lock, atomic_write(self.path, "wb") as file:
-            for key in dict.fromkeys([*order, *self.replies]):
+            for key in dict.fromkeys([*self.asked, *self.replies]):
                 if key in self.replies:
                     file.write(sealed_line({"key": key, "reply": self.replies[key]}).encode())
             self.file.close()
@@ -309,24 +311,22 @@ class Caller:
         return CallFailed(reason, "content_filter" if filtered else "rejected")
 
 
-def ask(
-    server: Server, requests: Sequence[dict[str, Any]], store: CallStore, *, labels: Sequence[str],
-    on_done: Callable[[int], object] = lambda number: None,
-) -> list[dict[str, Any]]:
+def ask(server: Server, requests: Sequence[dict[str, Any]], store: CallStore, *,
+        labels: Sequence[str]) -> list[dict[str, Any]]:
     """Replies in the order of the requests; stored requests are not asked again, equal ones are asked once.
-    `labels` name requests in errors; `on_done` is called for each."""
+    `labels` name requests in errors."""
     keys = [request_key(server, body) for body in requests]
+    store.asked += keys
     todo = {key: (key, label, body) for key, label, body in zip(keys, labels, requests, strict=True)
             if key not in store.replies}
     replies = {key: store.replies[key] for key in keys if key not in todo}
-    for number in range(len(keys) - len(todo)):
-        on_done(number)
     if todo:
-        caller = Caller(server, store)
-        with ThreadPool(server.concurrency) as pool:
+        caller, pause = Caller(server, store), 0.5 if sys.stderr.isatty() else 30.0
+        with (ThreadPool(server.concurrency) as pool,
+              tqdm(total=len(todo), unit=" calls", mininterval=pause) as bar):
             for key, reply in pool.imap_unordered(lambda task: caller.answer(*task), todo.values()):
                 replies[key] = reply
-                on_done(len(replies))
+                bar.update()
         if all("error" in reply for reply in replies.values()):
             why = replies[keys[0]]["error"]
             raise UserError(f"{server.base_url}: no request was answered: {why}; {OMIT}")
@@ -338,6 +338,7 @@ def usage(replies: Sequence[dict]) -> dict[str, Any]:
     return {"calls": len(replies),
             "prompt_tokens": sum(reply.get("prompt_tokens") or 0 for reply in replies),
             "completion_tokens": sum(reply.get("completion_tokens") or 0 for reply in replies),
+            "failed": sum("error" in reply for reply in replies),
             "without_counts": sum(reply.get("completion_tokens") is None for reply in replies),
             "finish_reasons": dict(sorted(reasons.items())),
             "models": sorted({reply["model"] for reply in replies if reply.get("model")})}

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mmed.evaluation.results import load_results
-from mmed.evaluation.summary import COLUMNS, aligned, language_order, metric_name, passed_check, rule_of
+from mmed.evaluation.summary import COLUMNS, aligned, language_order, metric_name, passed_check, setting_parts
 from mmed.metrics import bootstrap_interval, macro_mean, mean
 from mmed.utils.errors import Parser, UserError, main_guard
 from mmed.utils.files import write_json
@@ -107,7 +107,9 @@ def check_same_items(names: Sequence[str], sides: Sequence[Side]) -> None:
 def scores_of(side: Side) -> dict[tuple[str, str, str], dict[str, tuple[str, str, float]]]:
     """Place -> column -> (definition, reference text, score), for every score that the tables count."""
     own, rows = side
-    rules = {column: rule_of(own["summary"]["signatures"].get(column, "")) for column in COLUMNS}
+    # the definition of an accuracy, without the settings that change what a model answers
+    rules = {column: own["summary"]["signatures"].get(column, "").replace(
+        "|".join(["", *setting_parts(mode, own["settings"])]), "") for column, (mode, _) in COLUMNS.items()}
     scores = {place: {column: (rules[column], "", float(row[key])) for column, (mode, key) in COLUMNS.items()
                       if mode == row["mode"]} for place, row in rows.items()}
     for row in passed_check(list(rows.values())):

@@ -32,7 +32,7 @@ from mmed.utils.files import atomic_write, check_file, read_json, read_jsonl, wr
 from mmed.utils.journal import json_line
 from mmed.utils.untrusted import is_finite
 
-RESULTS_VERSION = 4  # version of these files; raise it when a key changes its meaning
+RESULTS_VERSION = 5  # version of these files; raise it when a key changes its meaning
 PERMUTATIONS = "permutations.jsonl"
 DOC = ("question", "options", "rationale", "human_check_passed", "extra")  # of the item, in its rows
 GROUP = "mmedbench"

@@ -8,7 +8,6 @@ the model folder.
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -47,18 +46,16 @@ def values_of(summary: dict[str, Any]) -> dict[tuple[str, str], float]:
                      for column, own in columns.items()}
 
 
-def spread(summaries: Sequence[dict[str, Any]]) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
-    """(column -> group -> mean, standard deviation, lowest and highest; columns that not all have)."""
-    found, left_out = defaultdict(dict), []
+def spread(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Column -> group -> mean, standard deviation, lowest and highest; {} for a column that not all have."""
+    found: dict[str, dict[str, list[float]]] = {}
     sides = list(map(values_of, summaries))
     for column, group in dict.fromkeys(chain.from_iterable(sides)):
         values = [side[column, group] for side in sides if (column, group) in side]
+        groups = found.setdefault(column, {})
         if len(values) == len(sides):
-            found[column][group] = [statistics.fmean(values), statistics.stdev(values),
-                                    min(values), max(values)]
-        elif column not in left_out:
-            left_out.append(column)
-    return found, left_out
+            groups[group] = [statistics.fmean(values), statistics.stdev(values), min(values), max(values)]
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,13 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"{folder}: differs from {folders[0]} in {differs}; "
                             "give results that differ only in the seed")
     print(f"{len(results)} seeds: mean, standard deviation (n - 1) and range")
-    found, left_out = spread([own["summary"] for own in results])
-    for column, groups in found.items():
+    for column, groups in spread([own["summary"] for own in results]).items():
         rows = [[f"{column}, x 100", "mean", "sd", "low", "high"]]
         rows += [[group, *(f"{100 * value:.2f}" for value in values)] for group, values in groups.items()]
-        print(f"\n{aligned(rows)}")
-    for column in left_out:
-        print(f"\nleft out: {column}: only some of the results have it")
+        print(f"\n{aligned(rows) if groups else f'left out: {column}: only some of the results have it'}")
     return 0
 
 

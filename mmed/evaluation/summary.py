@@ -206,14 +206,11 @@ def _text_scores(rows: Sequence[dict], macro: bool = False) -> dict[str, dict]:
 
 
 def calibration(rows: Sequence[dict]) -> dict[str, Any]:
-    """Expected calibration error (ECE) and the bins that are not empty (Guo et al., arXiv 1706.04599).
-
-    The softmax of the candidates' sums gives each a probability; that of the likeliest is the confidence.
-    """
+    """Expected calibration error (ECE) and the bins that are not empty (Guo et al., arXiv 1706.04599)."""
     bins = defaultdict(list)
     for row in rows:
         sums = row["logprobs"].values()
-        sure = 1 / sum(math.exp(value - max(sums)) for value in sums)
+        sure = 1 / sum(math.exp(value - max(sums)) for value in sums)  # confidence: the highest softmax
         bins[math.ceil(sure * BINS) - 1].append((sure, row["correct"]))
     curve = [{"bin": place, "n": len(part), "confidence": metrics.mean(sure for sure, _ in part),
               "accuracy": metrics.mean(right for _, right in part)} for place, part in sorted(bins.items())]
@@ -274,13 +271,6 @@ def accuracy_signature(column: str, settings: Mapping[str, Any]) -> str:
     parts = [SIGNATURES[column], *setting_parts(COLUMNS[column][0], settings)]
     if column != "official" and "equal_options" in settings:
         parts.append(f"equal_options:{settings['equal_options']}")
-    return "|".join(parts)
-
-
-def rule_of(signature: str) -> str:
-    """The definition of an accuracy without the settings that change what a model answers."""
-    names = {*PROMPT_SETTINGS, *SHOT_SETTINGS, *WRITING_SETTINGS}
-    parts = [part for part in signature.split("|") if part.partition(":")[0] not in names and part != COT]
     return "|".join(parts)
 
 

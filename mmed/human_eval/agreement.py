@@ -105,9 +105,7 @@ def check_ratings(name: str, kind: str, ratings: Mapping, models: Sequence[str],
 def metric_points(texts: Sequence[Sequence[Mapping[str, float]]], languages: Sequence[str],
                   notes: list[str]) -> list[tuple[str, np.ndarray]]:
     """(metric, its points) where all rated texts of a language have one signature; `notes` names the others.
-
-    texts: (items, models) of scores by signature; languages: of the items.
-    """
+    texts: (items, models) of scores by signature."""
     named = [[{metric_name(name): (name, value) for name, value in scores.items()} for scores in row]
              for row in texts]
     found = []
@@ -155,9 +153,9 @@ def study(people: Mapping, models: Sequence[str], found: Mapping[tuple[str, str]
 
 def compare(measures: Sequence[tuple[str, np.ndarray]], given: np.ndarray, languages: Sequence[str],
             models: Sequence[str]) -> dict[str, Any]:
-    """The measures, the best first: tau with people, its interval, the slope; and the points behind them.
+    """The measures, the best first: tau with people, its interval (nan where a language has fewer than
+    FEWEST_ITEMS items), the slope; and the points behind them.
 
-    No interval (nan) where a language has fewer than FEWEST_ITEMS items: one item resampled is always itself.
     measures, given (by people): points of shape (items, models); languages: of the items.
     """
     rng = np.random.default_rng(SEED)

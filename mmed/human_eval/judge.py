@@ -12,8 +12,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from mmed.evaluation import api_client
 from mmed.evaluation.thoughts import remove_thoughts
 from mmed.human_eval.rating_data import Case, Ratings, shown
@@ -66,9 +64,8 @@ def judge_cases(cases: Sequence[Case], server: api_client.Server, store: api_cli
         text = "\n\n".join(message["content"] for message in chat) + "\n"
         bodies.append(api_client.request(server, text if server.completions else chat, max_new_tokens))
     labels = [f"{case.language}, item {case.key}" for case in cases]
-    with tqdm(total=len(cases), desc="judge", unit=" replies", mininterval=1) as bar:
-        replies = api_client.ask(server, bodies, store, labels=labels, on_done=lambda _: bar.update())
-    store.close([api_client.request_key(server, body) for body in bodies])
+    replies = api_client.ask(server, bodies, store, labels=labels)
+    store.close()
     rated: Ratings = {case.language: {} for case in cases}
     failed = []
     for case, reply in zip(cases, replies, strict=True):

@@ -66,8 +66,7 @@ class Case:
 
 def read_cases(arguments: Sequence[str]) -> tuple[list[str], dict[tuple[str, str], Case]]:
     """(models, (language, key) -> case) of result folders, FOLDER or NAME=FOLDER: the items for which every
-    model has a rationale, scored by a reference.
-    """
+    model has a rationale, scored by a reference."""
     results = [read_result(argument) for argument in arguments]
     check_together(results)
     models = [result.name for result in results]
@@ -91,10 +90,7 @@ def read_cases(arguments: Sequence[str]) -> tuple[list[str], dict[tuple[str, str
 
 
 def draw_cases(cases: Iterable[Case], items: int, seed: int) -> list[Case]:
-    """`items` cases of each language (0: all), drawn by `seed`.
-
-    In a language where people checked the references, only items whose reference passed are rated.
-    """
+    """`items` cases of each language (0: all), drawn by `seed`: those whose reference passed, if any."""
     by_language = group_by(sorted(cases, key=lambda case: case.key), lambda case: case.language)
     drawn = []
     for language in language_order(by_language):

@@ -53,10 +53,7 @@ def svg(draw: Callable[[Axes], None], height: float, label: str) -> Any:
 
 
 def bars(groups: Sequence[tuple[str, float, Sequence[tuple]]], label: str) -> Any:
-    """Horizontal bars in %, with intervals; a dashed line is the chance level of a group.
-
-    groups: (name, chance, [(colour, value, low or None, high or None)]).
-    """
+    """Horizontal bars in %; groups: (name, chance, [(colour, value, low or None, high or None)])."""
     def draw(axes: Axes) -> None:
         y, ticks = 0.0, []
         for _, chance, rows in groups:

@@ -123,11 +123,8 @@ def read_run(argument: str) -> Run:
 
 
 def read_corpus(folders: Sequence[str]) -> dict[str, list]:
-    """The counts of every step and of every token stream under the folders.
-
-    A step: name, dropped by reason, places: (folder, documents in, kept). A stream: (name, its side file).
-    """
-    steps: dict[str, dict] = {}
+    """The counts of every step and of every token stream (name, side file) under the folders."""
+    steps: dict[str, dict] = {}  # name -> name, dropped by reason, places: (folder, documents in, kept)
     streams = []
     places: dict[Path, str] = {}  # each file once, also where one folder contains another
     for folder in map(Path, folders):

@@ -63,8 +63,7 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def general_losses(runs: Sequence[Run], base: str) -> dict[str, float]:
     """Loss on general text: of each run at its end, the mean over its general validation streams; of the base
-    model, unless a run has its name, before training in the first run that was validated then.
-    """
+    model, unless a run has its name, before training in the first run that was validated then."""
     losses: dict[str, float] = {}
     streams = None  # of the first run: only losses on the same text are compared
     for run in runs:
@@ -82,10 +81,8 @@ def general_losses(runs: Sequence[Run], base: str) -> dict[str, float]:
 
 
 def forgetting(exams: Sequence[Result], runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Accuracy on a general exam and loss on general text: the base model's, then the others' and the change.
-
-    exams: of one general exam, the base model's first. A run belongs to the result of its name.
-    """
+    """Accuracy on a general exam (`exams`, the base model's first) and loss on general text, with the change
+    against the base model. A run belongs to the result of its name."""
     base = exams[0].name if exams else "base model"
     losses = general_losses(runs, base)
     named: list[tuple[str, Result | None]] = [(exam.name, exam) for exam in exams] or [(base, None)]

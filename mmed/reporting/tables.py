@@ -1,8 +1,7 @@
 """The tables of a report, shown in the terminal (`summary_table`) and on the page.
 
 Each table has one metric of one definition: rows are models under their setting, columns are languages and
-their macro average. Results whose signatures differ go into different tables; the paper's numbers are in a
-table only where they were computed in the same way, on as many items.
+their macro average. The paper's numbers are in a table only where they were computed in the same way.
 """
 from __future__ import annotations
 
@@ -12,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmed.evaluation.published import ENGLISH_SOURCES, LANGUAGES, PublishedRow, published, published_english
-from mmed.evaluation.summary import COLUMN_TITLES, COLUMNS, aligned, shown_metrics
+from mmed.evaluation.summary import COLUMN_TITLES, COLUMNS, aligned, group_by, setting_parts, shown_metrics
 from mmed.reporting.read_results import MACRO, SETTINGS, Result
+from mmed.utils.errors import printable
 
 SOURCE_MEAN = "Mean of sources"
 # How the paper's models were asked; our default style differs
 PAPER_SETTINGS = {"style": "official", "shots": 0, "chat_template": "none", "stop": "end",
                   "max_new_tokens": 1000}
+PUBLISHED = {"accuracy": "Accuracy, official scorer", "BLEU-1": "BLEU-1 of rationales",
+             "ROUGE-1": "ROUGE-1 of rationales"}
 # Items of MMedBench's test split, on which the paper's numbers were computed
 TEST_ITEMS = dict(zip(LANGUAGES, (1273, 3426, 199, 622, 256, 2742)))
 
@@ -40,11 +42,11 @@ class Table:
     columns: list[str]
     rows: list[Row]  # by heading
     sizes: list[int | None]  # items behind each column
+    definition: Sequence[str] = ()  # parts of the signature
     unit: str = "%"
     decimals: int = 1
     main: bool = False  # shown in the terminal and unfolded on the page
-    published: str = ""  # the paper's metric that is computed in the same way from answers
-    as_asked: bool = False  # the answers are to the paper's items, asked for as in the paper
+    published: str = ""  # the paper's metric of the same definition, prompt and items
 
 
 def by_definition(results: Sequence[Result], column: str) -> list[list[Result]]:
@@ -76,16 +78,21 @@ def tables(results: Sequence[Result], with_published: bool = False) -> list[Tabl
         found = _with_published(found)
         if len(set(sources) & set(ENGLISH_SOURCES)) > 2:
             found.append(_english_table())
+    for same in group_by(found, lambda table: table.title).values():  # tell them apart
+        shared = set.intersection(*(set(table.definition) for table in same))
+        for table in same:
+            own = [part for part in table.definition if part not in shared]
+            table.title += f" ({', '.join(own)})" if own else ""
     return found
 
 
 def _accuracy_table(results: Sequence[Result], column: str) -> Table:
     scores = [{name: part["accuracy"].get(column) for name, part in result.parts.items()}
               for result in results]
-    note = f"Definition: {results[0].summary['signatures'][column]}."
-    table = _table(f"Accuracy, {COLUMN_TITLES[column]}", note, results, scores)
+    signature = results[0].summary["signatures"][column]
+    table = _table(f"Accuracy, {COLUMN_TITLES[column]}", signature.split("|"), "", results, scores)
     table.main = column not in ("loglikelihood_norm", "official")
-    table.published = "accuracy" if column == "official" else ""
+    table.published = "accuracy" if column == "official" and _asked_as_in_the_paper(results[0]) else ""
     chance = [_exact(100 * part["chance"]) for part in results[0].parts.values()]
     for score, level in ((score, level) for row in table.rows for score, level in zip(row.scores, chance)):
         if score and None not in score.values():
@@ -100,9 +107,9 @@ def _source_table(results: Sequence[Result], column: str, names: Sequence[str]) 
         own = result.summary["micro"]["by"]["source"]
         scores.append({name: own.get(name, {}).get(column) for name in names}
                       | {SOURCE_MEAN: result.summary["source_mean"][column]})
-    note = (f"Definition: {results[0].summary['signatures'][column]}. The last column is the mean of the "
-            "sources.")
-    table = _table(f"Accuracy, {COLUMN_TITLES[column]}, by source", note, results, scores)
+    signature = results[0].summary["signatures"][column]
+    table = _table(f"Accuracy, {COLUMN_TITLES[column]}, by source", signature.split("|"),
+                   " The last column is the mean of the sources.", results, scores)
     table.main = column == "answer"
     return table
 
@@ -110,32 +117,29 @@ def _source_table(results: Sequence[Result], column: str, names: Sequence[str]) 
 def _text_table(results: Sequence[Result], metric: str) -> Table:
     """BLEU, ROUGE or another score of rationales."""
     summary, words = results[0].summary, results[0].settings["words"]
-    name, _, definition = metric.partition("|")
-    signature = next(iter(summary["signatures"].get(metric, {"": metric}).values()))
-    definition = "|".join([definition, *signature.split("|")[5:]])  # with the settings of the prompt
+    name, *definition = *metric.split("|"), f"words:{words}", *setting_parts("rationale", results[0].settings)
     items = summary["text_items"].replace("human_check_passed", "those that passed the human check")
-    note = f"Definition: {definition}; word splitting: {words}; rationales scored: {items}."
+    note = f" Rationales scored: {items}."
     absent = [language for language, part in summary["languages"].items() if metric not in part["text"]]
     if absent:
         note += f" No rationale was scored in {', '.join(absent)}; the macro average omits it."
     scores = [{part: value["text"].get(metric) for part, value in result.parts.items()} for result in results]
-    table = _table(f"{name} of rationales", note, results, scores)
+    table = _table(f"{name} of rationales", definition, note, results, scores)
     table.unit, table.decimals, table.main = "× 100", 2, name in ("BLEU-1", "ROUGE-1")
     as_published = words == "official" and summary["text_items"] == "human_check_passed"
-    table.published = name if table.main and as_published else ""
+    table.published = name if table.main and as_published and _asked_as_in_the_paper(results[0]) else ""
     return table
 
 
-def _table(title: str, note: str, results: Sequence[Result],
+def _table(title: str, definition: Sequence[str], note: str, results: Sequence[Result],
            scores: Sequence[Mapping[str, dict | None]]) -> Table:
-    """scores: of each result, column -> score of the summary."""
+    """definition: parts of the signature; scores: of each result, column -> score of the summary."""
     rows = [Row(result.name, SETTINGS[result.setting],
                 [percent(score) if score else None for score in own.values()])
             for result, own in zip(results, scores)]
     sizes = [score.get("n") if score else None for score in scores[0].values()]
-    table = Table(title, note, list(scores[0]), sorted(rows, key=_place), sizes)
-    table.as_asked = _asked_as_in_the_paper(results[0])
-    return table
+    note = f"Definition: {'|'.join(definition)}.{note}"
+    return Table(title, note, list(scores[0]), sorted(rows, key=_place), sizes, definition)
 
 
 def _asked_as_in_the_paper(result: Result) -> bool:
@@ -162,24 +166,19 @@ def _exact(value: float) -> Score:
 
 
 def _with_published(found: Sequence[Table]) -> list[Table]:
-    """The paper's rows under the headings of their settings: in our tables of the same definition, prompt and
-    items, or else in tables of their own.
-    """
-    titles = {"accuracy": "Accuracy, official scorer"} | {
-        table.published: table.title for table in found if table.published}
+    """The paper's rows under the headings of their settings: in ours of the same metric, or in own tables."""
     note = ("The paper's numbers, on MMedBench's whole test split with the official prompt; ours differ in "
-            "items, prompt or scorer.")
-    columns, apart = [*LANGUAGES, MACRO], []
-    for metric, title in titles.items():
-        joined = [table for table in found if table.published == metric and table.as_asked]
-        if not joined:
-            joined = [Table(f"{title}, published", note, columns, [], [None] * len(columns))]
-            apart += joined
-        for table in joined:
+            "items, prompt or definition.")
+    columns, found = [*LANGUAGES, MACRO], list(found)
+    for metric, title in PUBLISHED.items():
+        if metric not in [table.published for table in found]:
+            found.append(Table(f"{title}, published", note, columns, [], [None] * len(columns),
+                               published=metric))
+        for table in (table for table in found if table.published == metric):
             theirs = [_published_row(row, SETTINGS[row.setting], table.columns) for row in published(metric)]
             table.rows = sorted([*table.rows, *theirs], key=_place)
             table.main = True
-    return [*found, *apart]
+    return found
 
 
 def _english_table() -> Table:
@@ -202,7 +201,7 @@ def summary_table(found: Sequence[Table]) -> str:
     """The main tables as aligned text."""
     blocks = []
     for table in (table for table in found if table.main):
-        lines = [[f"{table.title}, {table.unit}", *table.columns]]
+        lines = [["", *table.columns]]
         for heading, rows in itertools.groupby(table.rows, lambda row: row.heading):
             lines += [[heading, *[""] * len(table.columns)]] if heading else []
             for row in rows:
@@ -210,7 +209,7 @@ def summary_table(found: Sequence[Table]) -> str:
                 name = f"  {row.name} (published)" if published else f"  {row.name}"
                 decimals = 2 if published else table.decimals
                 lines.append([name, *(score_text(score, decimals) for score in row.scores)])
-        blocks.append(aligned(lines))
+        blocks.append(f"{printable(table.title)}, {table.unit}\n{aligned(lines)}")
     return "\n\n".join([*blocks, "[95 % interval]   ~ it contains the chance level"])
 
 

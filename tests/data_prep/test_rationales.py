@@ -60,7 +60,7 @@ def test_rationales_go_to_the_items_without_one_and_all_else_stays(exams, tmp_pa
             assert new == (old if i == 3 else old | {"rationale": f"because of {old['question'][:7]}"})
             assert list(new) == list(old)
     assert (report["items"], report["asked"], report["problems"]) == (13, 11, [])
-    assert report["usage"] == {"calls": 11, "prompt_tokens": 33, "completion_tokens": 22,
+    assert report["usage"] == {"calls": 11, "prompt_tokens": 33, "completion_tokens": 22, "failed": 0,
                                "without_counts": 0, "finish_reasons": {"stop": 11}, "models": ["m-0613"]}
     assert len(stub.tries) == 11
     assert report["server"]["options"] == {"temperature": 0, "seed": 0}

@@ -26,7 +26,7 @@ def test_mean_deviation_and_range_are_those_of_the_summaries(tmp_path, capsys):
                for seed in range(3)]
     assert seeds.main(folders) == 0
     printed, summaries = capsys.readouterr().out, [load_results(folder)[0]["summary"] for folder in folders]
-    found, _ = seeds.spread(summaries)
+    found = seeds.spread(summaries)
     for column, kind in {"answer": "accuracy", "BLEU-1|nltk-method1": "text"}.items():
         values = [summary["languages"]["English"][kind][column]["value"] for summary in summaries]
         expected = [np.mean(values), np.std(values, ddof=1), min(values), max(values)]

@@ -251,7 +251,7 @@ def test_the_judge_ranks_every_item_and_one_without_a_ranking_is_left_out(tmp_pa
     """The judge ranks by the length of the texts, and gives no ranking for the first item."""
     first, *others, last = drawn(results, 2)
 
-    def ask(server, bodies, store, labels, on_done):
+    def ask(server, bodies, store, labels):
         replies = []
         for body in bodies:
             content = json.loads(body["messages"][1]["content"])

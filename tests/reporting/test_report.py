@@ -96,68 +96,54 @@ def test_the_numbers_of_the_tables_are_those_of_results_json(tmp_path, rng, caps
     assert "McNemar, exact" in page.texts["differences"] and "micro average" in page.texts["differences"]
 
 
-def four_options(items: list[ExamItem]) -> list[ExamItem]:
-    return [replace(item, options=dict(zip("ABCD", "wxyz")), answer=("A",)) for item in items]
-
-
-@pytest.mark.parametrize("words", ["default", "official"])
-def test_published_numbers_share_a_table_only_with_their_own_definition(tmp_path, rng, words, monkeypatch):
-    monkeypatch.setattr("mmed.reporting.tables.TEST_ITEMS", dict.fromkeys(LANGUAGES, 2))
-    result = make_read(tmp_path / words, four_options(make_items(rng, 2)), rng, words=words, style="official")
-    for part in (*result.summary["languages"].values(), result.summary["macro"], result.summary["micro"]):
-        if words == "official":  # as this setting names it
-            part["text"] = {name.replace("rouge-score-f1", "rouge-f1"): score
-                            for name, score in part["text"].items()}
-
-    def kinds(found: dict) -> dict[str, set[str]]:
-        return {title: {row.kind for row in table.rows} for title, table in found.items()}
-
-    found = by_title([result], True)
-    joined = {title for title, own in kinds(found).items() if own >= {"ours", "published"}}
-    texts = {"BLEU-1 of rationales", "ROUGE-1 of rationales"}
-    assert joined == {"Accuracy, official scorer"} | (texts if words == "official" else set())
-    row = next(row for row in found["Accuracy, official scorer"].rows if row.name == "MMedLM 2 7B")
-    assert [score["value"] for score in row.scores] == [58.13, 70.43, 54.27, 38.26, 71.88, 64.95, 59.65]
-    monkeypatch.setitem(result.summary, "text_items", "all with a reference rationale")
-    assert not any("published" in kinds(by_title([result], True))[title] for title in texts & found.keys())
-    monkeypatch.undo()  # two items of a language are not the paper's
-    apart = by_title([result], True)
-    assert {title for title, own in kinds(apart).items() if "published" in own} \
-        == {f"{title}, published" for title in joined}
-    assert all(kinds(apart)[f"{title}, published"] == {"published"} for title in joined)
-    row = apart["Accuracy, official scorer, published"].rows[0]
-    assert row.heading == "Zero-shot" and row.scores[-1]["value"] == 51.47
+ALL, NONE = {"Accuracy, official scorer", "BLEU-1 of rationales", "ROUGE-1 of rationales"}, set()
+MMEDLM_2 = dict(zip((*LANGUAGES, "Macro average"), (58.13, 70.43, 54.27, 38.26, 71.88, 64.95, 59.65)))
 
 
 @pytest.mark.parametrize(("settings", "languages", "options", "joined"), [
-    ({}, ["English"], 4, True), ({"style": "clean"}, ["English"], 4, False),
-    ({"shots": 3}, ["English"], 4, False), ({"chat_template": "auto"}, ["English"], 4, False),
-    ({"stop": "answer"}, ["English"], 4, False), ({}, ["English"], 5, False), ({}, ["German"], 4, False),
-    ({}, ["English", "German"], 4, True), ({"modes": ("loglikelihood",)}, ["English"], 4, False),
+    ({}, LANGUAGES, 4, ALL), ({}, ["English"], 4, ALL), ({}, ["English", "German"], 4, ALL),
+    ({"words": "default"}, LANGUAGES, 4, {"Accuracy, official scorer"}),
+    ({"checked": None}, LANGUAGES, 4, {"Accuracy, official scorer"}), ({"n": 3}, LANGUAGES, 4, NONE),
+    ({"style": "clean"}, ["English"], 4, NONE), ({"shots": 3}, ["English"], 4, NONE),
+    ({"chat_template": "auto"}, ["English"], 4, NONE), ({"stop": "answer"}, ["English"], 4, NONE),
+    ({}, ["English"], 5, NONE), ({}, ["German"], 4, NONE),
+    ({"modes": ("loglikelihood",)}, ["English"], 4, NONE),
 ])
-def test_published_numbers_share_a_table_only_with_their_own_prompt_and_items(
+def test_published_numbers_share_a_table_only_with_their_own_definition_prompt_and_items(
         tmp_path, rng, monkeypatch, settings, languages, options, joined):
     monkeypatch.setattr("mmed.reporting.tables.TEST_ITEMS", dict.fromkeys(LANGUAGES, 2))
-    items = [replace(item, options=dict(zip("ABCDE"[:options], "vwxyz")))
-             for item in four_options(make_items(rng, 2, languages))]
+    items = [replace(item, options=dict(zip("ABCDE"[:options], "vwxyz")), answer=("A",))
+             for item in make_items(rng, settings.get("n", 2), languages, settings.get("checked", True))]
     result = make_read(tmp_path / "a", items, rng, **{"style": "official", "words": "official"} | settings)
+    if result.settings["words"] == "official":  # as this setting names it
+        for part in (*result.parts.values(), result.summary["micro"]):
+            part["text"] = {name.replace("rouge-score-f1", "rouge-f1"): score
+                            for name, score in part["text"].items()}
     found = by_title([result], True)
-    titles = {title for title, own in found.items() if any(row.kind == "published" for row in own.rows)}
-    ours = {"Accuracy, official scorer", "BLEU-1 of rationales"}
-    assert titles & ours == (ours if joined else set())
-    assert ("Accuracy, official scorer, published" in titles) != joined
+    theirs = {title: [row for row in own.rows if row.kind == "published"] for title, own in found.items()}
+    assert {title for title in ALL if theirs.get(title)} == joined
+    assert {title for title in ALL if f"{title}, published" in found} == ALL - joined
+    assert all(found[f"{title}, published"].rows == theirs[f"{title}, published"] for title in ALL - joined)
+    title = f"Accuracy, official scorer{'' if joined else ', published'}"
+    row = next(row for row in theirs[title] if row.name == "MMedLM 2 7B")
+    shown = {name: score["value"] for name, score in zip(found[title].columns, row.scores) if score}
+    assert shown == (MMEDLM_2 if len(found[title].columns) == 7 else {"English": 58.13})
+    assert theirs[title][0].heading == "Zero-shot"
 
 
 def test_results_with_different_signatures_get_different_tables_and_no_test(tmp_path, rng):
     items = make_items(rng, 3, ("English", "French"))
     styles = [make_read(tmp_path / style, items, rng, style=style) for style in ("clean", "official")]
-    notes = [table.note for table in tables(styles) if table.title == "BLEU-1 of rationales"]
-    assert len(notes) == 2 and "nltk-method1|style:clean|" in notes[0] and "style:official" in notes[1]
+    found = by_title(styles)
+    for style in ("clean", "official"):
+        for title in ("BLEU-1 of rationales", "Accuracy, answer only"):
+            assert f"|style:{style}|" in found[f"{title} (style:{style})"].note
     results = [make_read(tmp_path / name, items, rng) for name in "ab"]
     results[1].summary["signatures"]["answer"] += "|equal-options:either"
     results[1].summary["signatures"]["BLEU-1|nltk-method1"]["English"] += "|other"
     titles = [table.title for table in tables(results)]
-    assert titles.count("Accuracy, answer only") == 2 and titles.count("BLEU-1 of rationales") == 2
+    assert "Accuracy, answer only" in titles and titles.count("BLEU-1 of rationales") == 2
+    assert "Accuracy, answer only (equal-options:either)" in titles
     assert titles.count("Accuracy, official scorer") == 1
     (pair,) = report.comparisons(results)
     assert pair["lines"] == [] and pair["other"] == "b"

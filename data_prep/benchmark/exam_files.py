@@ -104,6 +104,9 @@ def json_records(path: Path) -> Records:
     for name, item in named_records(value).items():
         if not isinstance(item, dict):
             raise UserError(f"{path}: {name}: expected an object, got {type(item).__name__}")
+        if item.get("truncated_cells"):
+            raise UserError(f"{path}: {name}: the dataset viewer shortened {item['truncated_cells']}; "
+                            "download the dataset's own file")
         yield f"{path}: {name}", item["row"] if "row_idx" in item else item
 
 

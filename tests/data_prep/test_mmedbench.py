@@ -649,6 +649,8 @@ def with_map(content: object, name: str = "e.jsonl", mapping: str = MAP) -> tupl
      "whether options are counted from 0 or from 1; add --map kind=0 or kind=1"),
     (with_map("[{},\n", "e.json"), "e.json: not valid JSON ("),
     (with_map("q,a\né,x\n".encode("latin-1"), "e.csv"), "e.csv: not in utf-8-sig; convert the"),
+    (with_map({"rows": [{"row_idx": 0, "row": C, "truncated_cells": ["question"]}]}, "e.json"),
+     "e.json: item 1: the dataset viewer shortened ['question']; download"),
     (with_map([], "e.json"), "none of the 0 items read as custom can be used (the files are empty)"),
 ])
 def test_wrong_use_and_files_of_another_form_are_one_line(tmp_path, given, message):

@@ -64,12 +64,6 @@ class ShardWriter(contextlib.ExitStack):
         record = document.to_dict() if self.options.get("keep_dropped") else {"id": document.id}
         self._dropped({**record, "reason": reason, **more})
 
-    def reject(self, document: Document, reason: str, file: str) -> None:
-        """Drop a page or book that cannot be read; with --strict, stop there."""
-        if self.options.get("strict"):
-            raise UserError(f"{document.id} ({file}): {reason}; omit --strict to drop and count it")
-        self.drop(document, reason)
-
 
 StepFunction = Callable[[Iterator[Document], ShardWriter, dict[str, Any]], None]
 Reader = Callable[[Path, Funnel, dict[str, Any]], Iterator[Document]]  # another reader: PDF, HTML
@@ -83,9 +77,9 @@ def read_shard(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[
 
 def shard_names(inputs: list[Path]) -> list[str]:
     """A unique name for each input: with its folders where two files have one name, a long one shortened."""
-    names = [shard_name(path) for path in inputs]
+    absolute = [Path(os.path.abspath(path)) for path in inputs]  # "." has no name
+    names = [shard_name(path) for path in absolute]
     if len(set(names)) < len(names):
-        absolute = [Path(os.path.abspath(path)) for path in inputs]
         common = os.path.commonpath([path.parent for path in absolute])
         names = ["__".join(path.relative_to(common).parts) for path in absolute]
     if len(set(names)) < len(names):
@@ -239,7 +233,7 @@ def parse_share(text: str) -> Share:
 def add_shard_arguments(parser: Any, out_required: bool = True, suffixes: tuple[str, ...] = SUFFIXES,
                         out: str = "folder for kept/, dropped/, shards/ and funnel.json") -> None:
     """Add the options common to all steps over shards."""
-    add, kinds = parser.add_argument, documents.FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
+    add, kinds = parser.add_argument, documents.list_suffixes(suffixes)
     add("inputs", nargs="+", metavar="IN", help=f"input files ({kinds}) or folders")
     add("--out", required=out_required, help=out)
     add("--workers", type=int, default=1, help="processes; each handles one file at a time (default: 1)")

@@ -185,12 +185,16 @@ def test_a_failed_step_is_named_and_the_next_start_goes_on(tmp_path, capsys):
     source, out = str(write(tmp_path / "in.jsonl", {"text": "a"})), str(tmp_path / "out")
     clean = ["data_prep.clean", source, "--language", "en", "--out", f"{out}/clean"]
     dedup = ["data_prep.dedup", str(tmp_path / "late.jsonl"), "--out", f"{out}/unique"]
-    plan = [Step("clean", "c", [clean]), Step("dedup", "d", [dedup], ("clean",))]
-    with pytest.raises(UserError, match=r"step dedup failed \(1\).*late\.jsonl: no such file.*dedup\.log"):
+    plan = [Step("clean", "c", [clean], inputs=(source,)), Step("dedup", "d", [dedup], ("clean",))]
+    message = r"step dedup failed \(1\).*late\.jsonl: no such file.*dedup\.log"
+    for text in ("one", "another"):  # whose failure must not leave the finished steps of before
+        write(tmp_path / "in.jsonl", {"text": text})
+        with pytest.raises(UserError, match=message):
+            run_plan(plan, tmp_path / "out")
+        write(tmp_path / "late.jsonl", {"text": "a"})
         run_plan(plan, tmp_path / "out")
-    write(tmp_path / "late.jsonl", {"text": "a"})
-    run_plan(plan, tmp_path / "out")
-    assert "1 done already" in capsys.readouterr().err
+        assert "1 done already" in capsys.readouterr().err
+        (tmp_path / "late.jsonl").unlink()
     assert json.loads((tmp_path / "out" / "unique" / "funnel.json").read_text())["shards"] == 1
     plan[0].commands[0] += ["--workers", "2"]  # fewer, when memory was short
     run_plan(plan, tmp_path / "out")

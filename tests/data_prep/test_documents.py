@@ -163,7 +163,7 @@ def test_of_a_damaged_parquet_file_the_rest_is_read(tmp_path):
 
 def test_text_in_a_nested_field_or_a_list_is_read(tmp_path):
     cord = {"body_text": [{"text": "one", "section": "s"}, {"text": "two"}]}
-    bioc = {"documents": [{"passages": [{"text": "one"}]}, {"passages": [{"text": "two"}]}]}
+    bioc = {"documents": [{"passages": [{"text": "one"}, {"infons": 1}]}, {"passages": [{"text": "two"}]}]}
     for field, record in (("body_text.text", cord), ("text", {"text": ["one", "two"]}),
                           ("documents.passages.text", bioc)):
         for path in (write_parquet(tmp_path / "b.parquet", [record]), write(tmp_path / "b.jsonl", record)):
@@ -257,7 +257,7 @@ def folder(tmp_path) -> Path:
 def test_shards_have_unique_names(tmp_path):
     paths = [write(tmp_path / name, {"text": "a"}) for name in ("a/x.jsonl", "b/x.jsonl", "y.json")]
     assert shard_names(paths) == ["a__x.jsonl", "b__x.jsonl", "y.json"]
-    assert shard_names(paths[1:]) == ["x", "y"]
+    assert shard_names(paths[1:]) == ["x", "y"] and shard_names([Path()]) == [Path.cwd().name]
     long = shard_names([tmp_path / f"{'ж' * 120}{number}.pdf" for number in range(2)])
     assert long[0] != long[1] and all(len(name.encode()) <= 180 for name in long)
     with pytest.raises(UserError, match="given twice"):

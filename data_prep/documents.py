@@ -94,9 +94,6 @@ class Funnel:
         entry["characters"] += characters
         entry["examples"] += examples[:EXAMPLES - len(entry["examples"])]
 
-    def add(self, key: str, amount: float = 1) -> None:
-        self.details[key] += amount
-
     def merge(self, other: dict[str, Any]) -> None:
         """Add the counts of another funnel, given in `to_dict`'s form."""
         self.documents_in += other["documents"]["in"]

@@ -132,22 +132,21 @@ def count_table(counts: dict[str, dict[str, dict[str, int]]]) -> str:
 
     Of more than MOST_SOURCES sources, the largest have a column; the others share one.
     """
-    tokens: Counter[str] = Counter()
-    for by_source in counts.values():
-        tokens.update({source: count["tokens"] for source, count in by_source.items()})
-    columns, other = sorted(tokens), ""
-    if len(tokens) > MOST_SOURCES:
-        other = f"other ({len(tokens) - MOST_SOURCES + 1})"
-        columns = [*(source for source, _ in tokens.most_common(MOST_SOURCES - 1)), other]
-    rows = [["language", *(column or "-" for column in columns), "tokens", "documents"]]
-    for language in [*counts, "sum"]:
-        cells, documents = Counter(), 0
-        for part in counts.values() if language == "sum" else [counts[language]]:
-            for source, count in part.items():
-                cells[source if source in columns else other] += count["tokens"]
-                documents += count["documents"]
-        numbers = [*(cells[column] for column in columns), cells.total(), documents]
-        rows.append([language or "-", *(f"{number:,}" for number in numbers)])
+    tokens = {language: Counter({source: count["tokens"] for source, count in by_source.items()})
+              for language, by_source in counts.items()}
+    documents = {language: sum(count["documents"] for count in by_source.values())
+                 for language, by_source in counts.items()}
+    tokens["sum"], documents["sum"] = sum(tokens.values(), Counter()), sum(documents.values())
+    columns, other = sorted(tokens["sum"]), []
+    if len(columns) > MOST_SOURCES:
+        other = [f"other ({len(columns) - MOST_SOURCES + 1})"]
+        columns = [source for source, _ in tokens["sum"].most_common(MOST_SOURCES - 1)]
+    rows = [["language", *(column or "-" for column in columns), *other, "tokens", "documents"]]
+    for language, cells in tokens.items():
+        shown = [cells[column] for column in columns]
+        shown += [cells.total() - sum(shown) for _ in other]
+        rows.append([language or "-", *(f"{number:,}" for number in (*shown, cells.total(),
+                                                                     documents[language]))])
     return aligned(rows)
 
 

@@ -78,7 +78,7 @@ def read_pages(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
         if begins == b"<" or page.problem or has_suffix(page.meta["file"], HTML_SUFFIXES):
             yield page
         else:
-            funnel.add(OTHER)
+            funnel.details[OTHER] += 1
 
 
 def read_files(path: Path) -> Iterator[SavedPage]:
@@ -97,7 +97,7 @@ def read_zip(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
         for entry in (entry for entry in archive.infolist() if not entry.is_dir()):
             meta, name = {"file": entry.filename}, Path(entry.filename).name
             if name.startswith(".") or not has_suffix(name, (*HTML_SUFFIXES, "")):
-                funnel.add(OTHER)
+                funnel.details[OTHER] += 1
                 continue
             try:
                 with archive.open(entry) as file:
@@ -118,7 +118,7 @@ def read_warc(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
             stream = SimpleNamespace(read=file.read1, tell=file.tell)  # read1: all that comes before damage
             for record in iterate(stream, arc2warc=True):
                 if not is_page(record):
-                    funnel.add(OTHER)
+                    funnel.details[OTHER] += 1
                     continue
                 meta = {key: record.rec_headers.get_header(name)
                         for key, name in (("url", "WARC-Target-URI"), ("fetched", "WARC-Date"))}

@@ -69,7 +69,7 @@ StepFunction = Callable[[Iterator[Document], ShardWriter, dict[str, Any]], None]
 Reader = Callable[[Path, Funnel, dict[str, Any]], Iterator[Document]]  # another reader: PDF, HTML
 
 
-def read_shard(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Document]:
+def read_shard(path: Path, funnel: Funnel | None, options: dict[str, Any]) -> Iterator[Document]:
     """The reader of steps over documents; options as `shard_options` gives them."""
     given = {key: options[key] for key in (*READING, "name") if key in options}
     return documents.read_documents(path, funnel, **given)

@@ -201,20 +201,17 @@ def find_pairs(columns: IO[bytes], ranked: np.ndarray, total: int, threshold: fl
 def read_signatures(run: Run, columns: IO[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Write all minima to `columns`; returns the documents, which have words, and where shards end."""
     parts, words = [], []
-    with tempfile.TemporaryFile(dir=run.folder) as rows:
-        for file in run.signed:  # one open file, however many shards
-            with np.load(file) as arrays:
-                documents, minima = arrays["documents"], arrays["minima"]
-            parts.append(documents)
-            words.append(minima.any(axis=1))
-            rows.write(minima)
-        ends = np.cumsum([0, *map(len, parts)])
-        rows.seek(0)
-        for begin in range(0, ends[-1], CHUNK):
-            minima = np.fromfile(rows, (np.uint16, minhash.PERMUTATIONS), CHUNK)
-            for number, column in enumerate(minima.T):
-                columns.seek(2 * (number * ends[-1] + begin))
-                columns.write(column.tobytes())
+    for file in run.signed:  # one open file, however many shards
+        with np.load(file) as arrays:
+            parts.append(arrays["documents"])
+    ends = np.cumsum([0, *map(len, parts)])
+    for file, begin in zip(run.signed, ends):
+        with np.load(file) as arrays:
+            minima = arrays["minima"]
+        words.append(minima.any(axis=1))
+        for number, column in enumerate(minima.T):
+            columns.seek(2 * (number * ends[-1] + begin))
+            columns.write(column.tobytes())
     return np.concatenate(parts), np.concatenate(words), ends
 
 

@@ -112,10 +112,7 @@ class Funnel:
 
 def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES,
                 out: str | Path = "") -> list[Path]:
-    """Expand folders into their sorted corpus files, without those below `out`, the step's own output.
-
-    Of the output folder of another step only kept/ is read.
-    """
+    """Expand folders into their sorted corpus files: of another step's output kept/, of `out` none."""
     found: list[Path] = []
     own = os.path.realpath(out) if out else ""
     for path in map(Path, paths):
@@ -188,10 +185,9 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
                    strict: bool = False, name: str = "") -> Iterator[Document]:
     """Yield the documents of one file.
 
-    `language` and `licence` (stored in meta) fill in where a record has none, `name` (else the file's) and
-    the number where it has no id. `source` wins; a record's own, different source (CulturaX: "mC4") is kept
-    in meta. Records that cannot be used are counted in `funnel` (without one, they are named on stderr) or,
-    with `strict`, raise UserError.
+    `language`, `licence` and an id of `name` (else the file's) and the number fill in where a record has
+    none; `source` wins, and another one of the record goes into meta. Records that cannot be used are counted
+    in `funnel` (without one, named on stderr) or, with `strict`, raise UserError.
     """
     def bad(reason: str, number: int, size: int) -> None:
         where = f"{path}:{number}" if number else str(path)

@@ -18,7 +18,6 @@ import pytest
 from corpus_files import tree, write
 from repository import ROOT
 
-from data_prep import corpus
 from data_prep.pipeline import cluster
 from data_prep.pipeline.plan import Step, run_plan
 from data_prep.pipeline.recipe import Recipe, Source, read_recipe, steps
@@ -34,7 +33,7 @@ mask_personal = true
 benchmark = "exam.jsonl"
 held_out = 0.1
 [[source]]
-language = "en"
+language = "eng"
 kind = "web"
 inputs = ["en.jsonl"]
 licence = "CC0"
@@ -179,6 +178,9 @@ def test_steps_come_in_order_and_only_those_asked_for():
     assert [step.name for step in plan] == stages
     assert all(after.needs == (before.name,) for before, after in itertools.pairwise(plan))
     assert plan[1].commands[0][1] == "out/clean/en/kept"
+    inputs = {step.name: step.inputs for step in steps(recipe, "out", 2)}
+    assert inputs == dict.fromkeys(stages, ()) | {"source-en-1": ("a",), "source-en-2": ("b",),
+                                                  "uncontaminated-en": ("exam",), "streams-en": ("t",)}
 
 
 def test_a_failed_step_is_named_and_the_next_start_goes_on(tmp_path, capsys):
@@ -201,20 +203,6 @@ def test_a_failed_step_is_named_and_the_next_start_goes_on(tmp_path, capsys):
     plan[0].commands[0][3] = "fr"
     with pytest.raises(UserError, match=r"other commands \(en then, fr now\)"):
         run_plan(plan, tmp_path / "out")
-
-
-def test_a_corpus_is_made_again_when_an_input_has_changed(tmp_path, capsys):
-    write(tmp_path / "en.jsonl", {"text": "one"})
-    (tmp_path / "r.toml").write_text('tokenizer = "tokenizer"\n[[source]]\nlanguage = "eng"\n'
-                                     'kind = "corpus"\ninputs = ["en.jsonl"]', encoding="utf-8")
-    train_sentencepiece(["one two three"], tmp_path / "tokenizer", 270)
-    for done, count in ((0, 1), (4, 1), (0, 2)):
-        corpus.main([str(tmp_path / "r.toml"), "--out", str(tmp_path / "out")])
-        assert f"4 steps in {tmp_path}/out/, {done} done already" in capsys.readouterr().err
-        result = json.loads((tmp_path / "out" / "corpus.json").read_text())
-        assert result["counts"]["en"]["corpus"]["documents"] == count
-        if done:
-            write(tmp_path / "en.jsonl", {"text": "one"}, {"text": "two"})
 
 
 def test_the_table_of_counts_has_totals_and_few_columns():

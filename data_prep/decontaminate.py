@@ -91,9 +91,9 @@ def benchmark_ngrams(items: list[tuple[str, str]]) -> tuple[NGrams, list[str]]:
 
 
 @functools.cache
-def _wanted(benchmark: str, digest: str) -> NGrams:
+def _wanted(benchmark: Path, digest: str) -> NGrams:
     """`digest` changes when the benchmark's content does."""
-    return benchmark_ngrams(read_items(Path(benchmark)))[0]
+    return benchmark_ngrams(read_items(benchmark))[0]
 
 
 def contained_items(text: str, wanted: NGrams) -> Counter[str]:
@@ -106,9 +106,8 @@ def contained_items(text: str, wanted: NGrams) -> Counter[str]:
     return found
 
 
-def decontaminate_shard(benchmark: str, documents: Iterator[Document], shard: ShardWriter,
-                        options: dict[str, Any]) -> None:
-    wanted = _wanted(benchmark, options["digest"])
+def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
+    wanted = _wanted(options["benchmark"], options["digest"])
     for document in documents:
         if items := contained_items(document.text, wanted):
             shard.drop(document, "benchmark question", items=sorted(items)[:MOST_ITEMS])
@@ -131,9 +130,10 @@ def main(argv: list[str] | None = None) -> int:
     if short:
         print(f"{len(short)} of {len(items)} questions are too short to look for: "
               f"{', '.join(short[:MOST_ITEMS])}", file=sys.stderr)
-    options = {"version": minhash.VERSION, "digest": hashlib.sha256(repr(items).encode()).hexdigest()}
-    return run_step(functools.partial(decontaminate_shard, str(given.benchmark)), "decontaminate", options,
-                    given, f"decontaminate ({len(items) - len(short)} questions)")
+    options = {"benchmark": given.benchmark, "version": minhash.VERSION,
+               "digest": hashlib.sha256(repr(items).encode()).hexdigest()}
+    return run_step(decontaminate_shard, "decontaminate", options, given,
+                    f"decontaminate ({len(items) - len(short)} questions)")
 
 
 if __name__ == "__main__":

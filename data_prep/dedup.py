@@ -29,7 +29,6 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import accumulate, chain, pairwise, repeat
 from pathlib import Path
 from typing import IO, Any
@@ -201,17 +200,20 @@ def find_pairs(columns: IO[bytes], ranked: np.ndarray, total: int, threshold: fl
 def read_signatures(run: Run, columns: IO[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Write all minima to `columns`; returns the documents, which have words, and where shards end."""
     parts, words = [], []
-    for file in run.signed:  # one open file, however many shards
-        with np.load(file) as arrays:
-            parts.append(arrays["documents"])
-    ends = np.cumsum([0, *map(len, parts)])
-    for file, begin in zip(run.signed, ends):
-        with np.load(file) as arrays:
-            minima = arrays["minima"]
-        words.append(minima.any(axis=1))
-        for number, column in enumerate(minima.T):
-            columns.seek(2 * (number * ends[-1] + begin))
-            columns.write(column.tobytes())
+    with tempfile.TemporaryFile(dir=run.folder) as rows:
+        for file in run.signed:  # one open file, however many shards
+            with np.load(file) as arrays:
+                documents, minima = arrays["documents"], arrays["minima"]
+            parts.append(documents)
+            words.append(minima.any(axis=1))
+            rows.write(minima)
+        ends = np.cumsum([0, *map(len, parts)])
+        rows.seek(0)
+        for begin in range(0, ends[-1], CHUNK):
+            minima = np.fromfile(rows, (np.uint16, minhash.PERMUTATIONS), CHUNK)
+            for number, column in enumerate(minima.T):
+                columns.seek(2 * (number * ends[-1] + begin))
+                columns.write(column.tobytes())
     return np.concatenate(parts), np.concatenate(words), ends
 
 
@@ -318,10 +320,9 @@ def decide(run: Run) -> None:
     write_json(run.decided, True)
 
 
-def write_shard(verdicts: Path, documents: Iterator[Document], shard: shards.ShardWriter,
-                options: dict[str, Any]) -> None:
+def write_shard(documents: Iterator[Document], shard: shards.ShardWriter, options: dict[str, Any]) -> None:
     """Keep or drop the documents of one shard as decided."""
-    dropped = read_json(verdicts, math.inf)
+    dropped = read_json(options["verdicts"], math.inf)
     for row, document in enumerate(documents):
         if verdict := dropped.get(str(row)):
             shard.drop(document, **verdict)
@@ -347,7 +348,7 @@ def run_stage(stage: str, run: Run, workers: int, share: shards.Share | None) ->
         decide(run)
     elif stage == "write":
         options = {**run.options, "state": run.folder.name}
-        jobs = [(partial(write_shard, file), path, name, run.out, options, "dedup")
+        jobs = [(write_shard, path, name, run.out, {**options, "verdicts": file}, "dedup")
                 for path, name, file in zip(run.paths, run.names, run.verdicts)]
         records = shards.run_jobs(shards.process_shard, jobs, workers, stage, run.paths, share)
         if not share:

@@ -76,12 +76,9 @@ def needs_ocr(page: Page, scanned: bool) -> bool:
 
 def find_books(inputs: list[str], out: Path) -> list[Path]:
     """Given files, and from folders every PDF; a folder of page files becomes a list in OUT/lists."""
-    books: list[Path] = []
     folders: dict[Path, list[Path]] = defaultdict(list)
-    for given in map(Path, inputs):
-        if not given.is_dir():
-            books += find_inputs([given])
-            continue
+    books = find_inputs(name for name in inputs if not Path(name).is_dir())
+    for given in (name for name in inputs if Path(name).is_dir()):
         found = find_inputs([given], SUFFIXES, out)
         # Files that differ in the suffix only are copies; the first of SUFFIXES counts.
         best_last = (path for suffix in SUFFIXES[::-1] for path in found if has_suffix(path.name, (suffix,)))

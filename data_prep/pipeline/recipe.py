@@ -69,7 +69,7 @@ def read_recipe(path: Path) -> Recipe:
         if not wanted or source.language in wanted:
             recipe.source.append(source)
     if not recipe.source:
-        raise UserError(f"{path}: no [[source]]; languages={recipe.languages}: no source is in one of them")
+        raise UserError(f"{path}: no [[source]]" + f" in languages={recipe.languages}" * bool(wanted))
     recipe.tokenizer = _existing(path, recipe.tokenizer, f"{path}: tokenizer")
     recipe.benchmark = recipe.benchmark and _existing(path, recipe.benchmark, f"{path}: benchmark")
     return recipe

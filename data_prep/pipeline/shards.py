@@ -8,9 +8,8 @@ Out: OUT/kept/SHARD.jsonl.gz; OUT/dropped/SHARD.jsonl.gz (id and reason of each 
 
 `options` must hold all that the output depends on (thresholds, a word list, the step's own version). A shard
 is redone when they or the size or modification time of its input change; finished shards are not read again.
-On a cluster, task i of n runs the same command with `--shard i/n` and does shards i, i + n, ...; afterwards
-the command without --shard adds up the counts. Tasks share no lock, and files appear whole, so a task that is
-started twice does no harm.
+On a cluster, tasks `--shard 0/n` to `n-1/n` do every n-th shard, and may be started twice; afterwards the
+command without --shard adds up the counts.
 """
 from __future__ import annotations
 
@@ -154,13 +153,13 @@ def write_funnel(out: Path, records: list[dict[str, Any]], step: str, **more: An
     """Add up the counts of all shards in OUT/funnel.json; UserError if no record at all could be read."""
     funnel = add_up(records)
     write_json(out / "funnel.json", {"step": step, "shards": len(records), **more, **funnel.to_dict()})
-    if funnel.dropped and not funnel.documents_out and set(funnel.dropped) <= UNREADABLE:
-        reasons = ", ".join(f"{entry['documents']:,} x {reason} (such as {entry['examples'][0]})"
-                            for reason, entry in funnel.dropped.items())
-        raise UserError(f"none of {funnel.documents_in:,} records could be read: {reasons}")
+    reasons = [f"{entry['documents']:,} x {reason} (such as {entry['examples'][0]})"
+               for reason, entry in funnel.dropped.items()]
+    if reasons and not funnel.documents_out and set(funnel.dropped) <= UNREADABLE:
+        raise UserError(f"none of {funnel.documents_in:,} records could be read: {', '.join(reasons)}")
     if funnel.details and not funnel.documents_in:
-        raise UserError("no document found, only " + ", ".join(
-            f"{count:,} {what}" for what, count in funnel.details.items()))
+        found = ", ".join(f"{count:,} {what}" for what, count in funnel.details.items())
+        raise UserError(f"no document found, only {found}")
     return funnel
 
 

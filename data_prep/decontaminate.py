@@ -2,8 +2,7 @@
 
     python -m data_prep.decontaminate IN... --benchmark MMedBench/Test --out DIR [--workers N]
 
-In:  documents (data_prep/documents.py); exam items (`question`): JSON lines, a folder of them, or one file of
-     another kind.
+In:  documents (data_prep/documents.py) and exam items (`question`): .jsonl or .jsonl.gz, a file or a folder.
 Out: OUT/kept; OUT/dropped with `items` (FILE:LINE of the questions found); OUT/funnel.json.
 
 1. Each question yields its n-grams of WORDS words, or of CHARACTERS characters where one begins in a script
@@ -30,8 +29,8 @@ from typing import Any
 from data_prep.documents import Document, find_inputs
 from data_prep.filters import minhash
 from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step
-from data_prep.record_files import PACKED, read_records
 from mmed.utils.errors import Parser, UserError, main_guard
+from mmed.utils.files import read_jsonl
 
 WORDS, CHARACTERS = 13, 20
 SHORTEST_WORDS, SHORTEST_CHARACTERS = 6, 10
@@ -45,12 +44,8 @@ def read_items(path: Path) -> list[tuple[str, str]]:
     """(FILE:LINE, question) of every exam item below a path."""
     folder = path if path.is_dir() else path.parent
     items: list[tuple[str, str]] = []
-
-    def bad(reason: str, number: int, size: int) -> None:
-        raise UserError(f"{file}:{number}: {reason}; expected exam items, one JSON object a line")
-
-    for file in find_inputs([path], tuple(f".jsonl{packed}" for packed in ("", *PACKED))):
-        for number, record in read_records(file, ".jsonl", bad):
+    for file in find_inputs([path], (".jsonl", ".jsonl.gz")):
+        for number, record in read_jsonl(file):
             question = record.get("question")
             if isinstance(question, str) and question.strip():
                 items.append((f"{file.relative_to(folder).as_posix()}:{number}", question))

@@ -19,7 +19,6 @@ DIFFERS: running heads, page numbers, hyphens and line ends are repaired; the of
 """
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 import re
@@ -77,12 +76,9 @@ def needs_ocr(page: Page, scanned: bool) -> bool:
 
 def find_books(inputs: list[str], out: Path) -> list[Path]:
     """Given files, and from folders every PDF; a folder of page files becomes a list in OUT/lists."""
-    books: list[Path] = []
     folders: dict[Path, list[Path]] = defaultdict(list)
-    for given in map(Path, inputs):
-        if not given.is_dir():
-            books += find_inputs([given])
-            continue
+    books = find_inputs(name for name in inputs if not Path(name).is_dir())
+    for given in (name for name in inputs if Path(name).is_dir()):
         found = find_inputs([given], SUFFIXES, out)
         # Files that differ in the suffix only are copies; the first of SUFFIXES counts.
         best_last = (path for suffix in SUFFIXES[::-1] for path in found if has_suffix(path.name, (suffix,)))
@@ -136,7 +132,7 @@ def run_ocrmypdf(path: Path, numbers: list[int], done: Path, language: str, work
     return True
 
 
-def read_lines(path: Path, work: Path, options: dict[str, Any]) -> tuple[list[list[Line]], Counter[str]]:
+def read_lines(path: Path, options: dict[str, Any]) -> tuple[list[list[Line]], Counter[str]]:
     """Return the lines of each inner page, and how many pages were read in which way."""
     with Worker(BOOK_SECONDS) as worker:
         if has_suffix(path.name, SUFFIXES[:1]):
@@ -148,7 +144,7 @@ def read_lines(path: Path, work: Path, options: dict[str, Any]) -> tuple[list[li
         wanted = [number for number in inner if needs_ocr(pages[number], scanned)]
         recognised: dict[int, Page] = {}
         if wanted and options["ocr"]:
-            recognised = ocr_pages(path, wanted, work, options["ocr"], worker)
+            recognised = ocr_pages(path, wanted, options["work"], options["ocr"], worker)
     how = Counter({"front or back matter": len(pages) - len(inner)})
     lines = []
     for number in inner:
@@ -170,14 +166,13 @@ def split_parts(paragraphs: list[str]) -> list[list[str]]:
     return list(parts.values())
 
 
-def read_book(path: Path, funnel: Funnel, options: dict[str, Any],
-              work: Path) -> Iterator[tuple[Document, str]]:
+def read_book(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[tuple[Document, str]]:
     """The parts of a book, or a document without text and the reason why the book cannot be used."""
     language = get_language(options["language"])
     name, meta = options["name"], {"file": path.name.removesuffix(LIST)}
     meta |= {"licence": options["licence"]} if options["licence"] else {}
     try:
-        pages, how = read_lines(path, work, options)
+        pages, how = read_lines(path, options)
         funnel.details.update({f"pages: {kind}": count for kind, count in how.items()})
         meta |= {"pages": sum(how.values()), "read": dict(how)}
         parts = split_parts(join_lines(remove_running_heads(pages), language.spaced))
@@ -203,11 +198,11 @@ def main(arguments: list[str] | None = None) -> int:
     require_extra("pypdfium2", "books")
     require_extra("ocrmypdf", "books")
     language = find_language(given.language)
-    options = {"language": language.code, "ocr": given.ocr and language.ocr_code, "version": VERSION}
     out = Path(given.out)
+    options = {"language": language.code, "ocr": given.ocr and language.ocr_code, "work": out / "work",
+               "version": VERSION}
     given.inputs = find_books(given.inputs, out)
-    return run_step(keep_readable, "books", options, given, suffixes=SUFFIXES,
-                    read=functools.partial(read_book, work=out / "work"))
+    return run_step(keep_readable, "books", options, given, suffixes=SUFFIXES, read=read_book)
 
 
 if __name__ == "__main__":

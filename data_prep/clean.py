@@ -57,7 +57,7 @@ def clean_shard(documents: Iterator[Document], shard: ShardWriter, options: dict
             shard.drop(document, f"language is not {code}")
             continue
         if options["language_id"] and len(document.text.encode()) < SHORTEST_BYTES:
-            shard.funnel.add("too short for language identification")
+            shard.funnel.details["too short for language identification"] += 1
         elif options["language_id"]:
             probability, likeliest = identify_language(document.text, code)
             if probability < LIKELY:
@@ -66,9 +66,8 @@ def clean_shard(documents: Iterator[Document], shard: ShardWriter, options: dict
                 continue
         if options["mask_personal"]:
             document.text, masked = mask_personal(document.text)
-            shard.funnel.add("documents masked", bool(masked))
-            for kind, count in masked.items():
-                shard.funnel.add(f"{kind} masked", count)
+            shard.funnel.details["documents masked"] += bool(masked)
+            shard.funnel.details.update({f"{kind} masked": count for kind, count in masked.items()})
         shard.keep(document, characters_in=before)
 
 

@@ -2,8 +2,7 @@
 
     python -m data_prep.decontaminate IN... --benchmark MMedBench/Test --out DIR [--workers N]
 
-In:  documents (data_prep/documents.py); exam items (`question`): JSON lines, a folder of them, or one file of
-     another kind.
+In:  documents (data_prep/documents.py) and exam items (`question`): .jsonl or .jsonl.gz, a file or a folder.
 Out: OUT/kept; OUT/dropped with `items` (FILE:LINE of the questions found); OUT/funnel.json.
 
 1. Each question yields its n-grams of WORDS words, or of CHARACTERS characters where one begins in a script
@@ -30,8 +29,8 @@ from typing import Any
 from data_prep.documents import Document, find_inputs
 from data_prep.filters import minhash
 from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, run_step
-from data_prep.record_files import PACKED, read_records
 from mmed.utils.errors import Parser, UserError, main_guard
+from mmed.utils.files import read_jsonl
 
 WORDS, CHARACTERS = 13, 20
 SHORTEST_WORDS, SHORTEST_CHARACTERS = 6, 10
@@ -45,12 +44,8 @@ def read_items(path: Path) -> list[tuple[str, str]]:
     """(FILE:LINE, question) of every exam item below a path."""
     folder = path if path.is_dir() else path.parent
     items: list[tuple[str, str]] = []
-
-    def bad(reason: str, number: int, size: int) -> None:
-        raise UserError(f"{file}:{number}: {reason}; expected exam items, one JSON object a line")
-
-    for file in find_inputs([path], tuple(f".jsonl{packed}" for packed in ("", *PACKED))):
-        for number, record in read_records(file, ".jsonl", bad):
+    for file in find_inputs([path], (".jsonl", ".jsonl.gz")):
+        for number, record in read_jsonl(file):
             question = record.get("question")
             if isinstance(question, str) and question.strip():
                 items.append((f"{file.relative_to(folder).as_posix()}:{number}", question))
@@ -91,9 +86,9 @@ def benchmark_ngrams(items: list[tuple[str, str]]) -> tuple[NGrams, list[str]]:
 
 
 @functools.cache
-def _wanted(benchmark: str, digest: str) -> NGrams:
+def _wanted(benchmark: Path, digest: str) -> NGrams:
     """`digest` changes when the benchmark's content does."""
-    return benchmark_ngrams(read_items(Path(benchmark)))[0]
+    return benchmark_ngrams(read_items(benchmark))[0]
 
 
 def contained_items(text: str, wanted: NGrams) -> Counter[str]:
@@ -106,9 +101,8 @@ def contained_items(text: str, wanted: NGrams) -> Counter[str]:
     return found
 
 
-def decontaminate_shard(benchmark: str, documents: Iterator[Document], shard: ShardWriter,
-                        options: dict[str, Any]) -> None:
-    wanted = _wanted(benchmark, options["digest"])
+def decontaminate_shard(documents: Iterator[Document], shard: ShardWriter, options: dict[str, Any]) -> None:
+    wanted = _wanted(options["benchmark"], options["digest"])
     for document in documents:
         if items := contained_items(document.text, wanted):
             shard.drop(document, "benchmark question", items=sorted(items)[:MOST_ITEMS])
@@ -131,9 +125,10 @@ def main(argv: list[str] | None = None) -> int:
     if short:
         print(f"{len(short)} of {len(items)} questions are too short to look for: "
               f"{', '.join(short[:MOST_ITEMS])}", file=sys.stderr)
-    options = {"version": minhash.VERSION, "digest": hashlib.sha256(repr(items).encode()).hexdigest()}
-    return run_step(functools.partial(decontaminate_shard, str(given.benchmark)), "decontaminate", options,
-                    given, f"decontaminate ({len(items) - len(short)} questions)")
+    options = {"benchmark": given.benchmark, "version": minhash.VERSION,
+               "digest": hashlib.sha256(repr(items).encode()).hexdigest()}
+    return run_step(decontaminate_shard, "decontaminate", options, given,
+                    f"decontaminate ({len(items) - len(short)} questions)")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import accumulate, chain, pairwise, repeat
 from pathlib import Path
 from typing import IO, Any
@@ -229,7 +228,7 @@ def pair(run: Run) -> None:
             unsure[checked["better"]] = unsure[checked["worse"]] = True
             opened.write(pairs)
         with atomic_write(run.documents, "wb") as file:
-            np.savez(file, documents=documents, ends=ends, bytes_of_pairs=opened.tell())
+            np.savez(file, documents=documents, ends=ends)
         for path, (begin, end) in zip(run.wanted, pairwise(ends)):
             write_json(path, np.flatnonzero(unsure[begin:end]).tolist())
 
@@ -302,9 +301,7 @@ def find_originals(documents: np.ndarray, parts: Iterable[np.ndarray], shingles:
 def decide(run: Run) -> None:
     """For each shard a file: row -> what dropped/ says of that document."""
     with np.load(run.documents) as arrays:
-        documents, ends, size = arrays["documents"], arrays["ends"].tolist(), arrays["bytes_of_pairs"]
-    if run.pairs.stat().st_size != size:
-        raise UserError(f"{run.pairs}: not the whole file; delete {run.folder} and run again")
+        documents, ends = arrays["documents"], arrays["ends"].tolist()
     with writing(run.folder), tempfile.TemporaryFile(dir=run.folder) as file:
         shingles = Rows(file, read_shingles(run, ends))
         found = find_originals(documents, read_pairs(open(run.pairs, "rb")), shingles, run.threshold)
@@ -323,10 +320,9 @@ def decide(run: Run) -> None:
     write_json(run.decided, True)
 
 
-def write_shard(verdicts: Path, documents: Iterator[Document], shard: shards.ShardWriter,
-                options: dict[str, Any]) -> None:
+def write_shard(documents: Iterator[Document], shard: shards.ShardWriter, options: dict[str, Any]) -> None:
     """Keep or drop the documents of one shard as decided."""
-    dropped = read_json(verdicts, math.inf)
+    dropped = read_json(options["verdicts"], math.inf)
     for row, document in enumerate(documents):
         if verdict := dropped.get(str(row)):
             shard.drop(document, **verdict)
@@ -352,7 +348,7 @@ def run_stage(stage: str, run: Run, workers: int, share: shards.Share | None) ->
         decide(run)
     elif stage == "write":
         options = {**run.options, "state": run.folder.name}
-        jobs = [(partial(write_shard, file), path, name, run.out, options, "dedup")
+        jobs = [(write_shard, path, name, run.out, {**options, "verdicts": file}, "dedup")
                 for path, name, file in zip(run.paths, run.names, run.verdicts)]
         records = shards.run_jobs(shards.process_shard, jobs, workers, stage, run.paths, share)
         if not share:

@@ -94,9 +94,6 @@ class Funnel:
         entry["characters"] += characters
         entry["examples"] += examples[:EXAMPLES - len(entry["examples"])]
 
-    def add(self, key: str, amount: float = 1) -> None:
-        self.details[key] += amount
-
     def merge(self, other: dict[str, Any]) -> None:
         """Add the counts of another funnel, given in `to_dict`'s form."""
         self.documents_in += other["documents"]["in"]
@@ -115,22 +112,18 @@ class Funnel:
 
 def find_inputs(paths: Iterable[str | Path], suffixes: tuple[str, ...] = SUFFIXES,
                 out: str | Path = "") -> list[Path]:
-    """Expand folders into their sorted corpus files; for a step's output folder, use its kept/.
-
-    What lies below `out`, the step's own output, is no input.
-    """
+    """Expand folders into their sorted corpus files: of another step's output kept/, of `out` none."""
     found: list[Path] = []
     own = os.path.realpath(out) if out else ""
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        place = os.path.realpath(path if path.is_dir() else path.parent)
-        if own and (place in (f"{own}/kept", f"{own}/dropped") or (place == own and path.is_dir())):
+        real = os.path.realpath(path)
+        if own and (real == own or f"{real}/".startswith((f"{own}/kept/", f"{own}/dropped/"))):
             raise UserError(f"{path}: the output of this step cannot be its input; give another --out")
         inside = [path] if path.is_file() else sorted(_files_below(path, suffixes, own))
         if not inside:
-            kinds = FORMS if suffixes == SUFFIXES else ", ".join(filter(None, suffixes))
-            raise UserError(f"{path}: no corpus file in this folder (looked for {kinds})")
+            raise UserError(f"{path}: no corpus file in this folder (looked for {list_suffixes(suffixes)})")
         found += inside
     return found
 
@@ -155,6 +148,10 @@ def _files_below(folder: Path, suffixes: tuple[str, ...], out: str) -> Iterator[
                 yield path
 
 
+def list_suffixes(suffixes: tuple[str, ...]) -> str:
+    return FORMS if suffixes == SUFFIXES else ", ".join(filter(None, suffixes))
+
+
 def has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
     """Whether a file's name ends so ("": has no suffix); wget writes the query of an address behind it."""
     ends = tuple(filter(None, suffixes))
@@ -163,19 +160,18 @@ def has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
 
 
 def write_list(target: Path, files: list[Path], folder: Path) -> Path:
-    """Make files one input of a step: a list with sizes and modification times, written if it changes."""
+    """Make files one input of a step: a list with sizes and modification times."""
     lines = b""
     for path in files:
         facts = path.stat()
         entry = {"path": os.path.abspath(path), "file": os.path.relpath(path, folder),
                  "bytes": facts.st_size, "changed": facts.st_mtime_ns}
         lines += json.dumps(entry).encode() + b"\n"  # escapes keep names that are not UTF-8
-    if not target.exists() or target.read_bytes() != lines:
-        with atomic_write(target, "wb") as file:
-            file.write(lines)
-            file.flush()
-            # Tasks that write it at the same time must agree on its time, by which a shard is up to date.
-            os.utime(file.fileno(), (zlib.crc32(lines),) * 2)
+    with atomic_write(target, "wb") as file:
+        file.write(lines)
+        file.flush()
+        # The same list has the same time in every task and at every start: by it a shard is up to date.
+        os.utime(file.fileno(), (zlib.crc32(lines),) * 2)
     return target
 
 
@@ -189,10 +185,9 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
                    strict: bool = False, name: str = "") -> Iterator[Document]:
     """Yield the documents of one file.
 
-    `language` and `licence` (stored in meta) fill in where a record has none, `name` (else the file's) and
-    the number where it has no id. `source` wins; a record's own, different source (CulturaX: "mC4") is kept
-    in meta. Records that cannot be used are counted in `funnel` (without one, they are named on stderr) or,
-    with `strict`, raise UserError.
+    `language`, `licence` and an id of `name` (else the file's) and the number fill in where a record has
+    none; `source` wins, and another one of the record goes into meta. Records that cannot be used are counted
+    in `funnel` (without one, named on stderr) or, with `strict`, raise UserError.
     """
     def bad(reason: str, number: int, size: int) -> None:
         where = f"{path}:{number}" if number else str(path)
@@ -207,29 +202,26 @@ def read_documents(path: str | Path, funnel: Funnel | None = None, *, language: 
     fields = (text_field,) if text_field else TEXT_FIELDS
     found, other_keys = 0, []
     for number, record in read_records(Path(path), kind.lower(), bad, paragraphs):
+        texts = next(filter(None, (_take_texts(record, key) for key in fields)), [])
+        found += bool(texts)
+        other_keys = other_keys if texts else list(record)
         try:
-            text = _take_text(record, fields)
-        except KeyError:
-            other_keys = list(record)
-            bad(NO_TEXT, number, 0)
-            continue
-        found += 1
-        try:
-            yield _document(text, record, f"{name or own_name}:{number}", language, source, licence)
+            yield _document(texts, record, f"{name or own_name}:{number}", language, source, licence)
         except BadRecord as error:
-            bad(str(error), number, len(text) if isinstance(text, str) else 0)
+            bad(str(error), number, sum(len(text) for text in texts if isinstance(text, str)))
     if other_keys and not found:
         raise UserError(f"{path}: no field {' or '.join(fields)} in its records, which have: "
                         f"{', '.join(other_keys)}; name the text field with --text_field")
 
 
-def _document(text: Any, record: dict[str, Any], default_id: str, language: str, source: str,
+def _document(texts: list[Any], record: dict[str, Any], default_id: str, language: str, source: str,
               licence: str) -> Document:
-    if isinstance(text, list) and all(isinstance(part, str) for part in text):
-        text = "\n".join(text)
-    if not isinstance(text, str):
-        raise BadRecord(NO_TEXT if text is None else "text is not a string")
-    text = normalise_text(text)
+    texts = [text for text in texts if text is not None]
+    if not texts:
+        raise BadRecord(NO_TEXT)
+    if not all(isinstance(text, str) for text in texts):
+        raise BadRecord("text is not a string")
+    text = normalise_text("\n".join(texts))
     if not text.strip():
         raise BadRecord("empty text")
     meta = dict(record.pop("meta")) if isinstance(record.get("meta"), dict) else {}
@@ -251,18 +243,17 @@ def _document(text: Any, record: dict[str, Any], default_id: str, language: str,
     return Document(text, next(codes, ""), source or values["source"], values["id"] or default_id, meta)
 
 
-def _take_text(record: dict[str, Any], fields: tuple[str, ...]) -> Any:
-    """Remove and return the first of these fields that the record has; KeyError if it has none."""
-    for key in fields:
-        outer, _, inner = key.partition(".")
-        if key in record:
-            return record.pop(key)
-        if inner and isinstance(record.get(outer), dict):
-            return _take_text(record[outer], (inner,))
-        if inner and isinstance(record.get(outer), list):
-            found = [_take_text(part, (inner,)) for part in record[outer] if isinstance(part, dict)]
-            return [text for value in found for text in (value if isinstance(value, list) else [value])]
-    raise KeyError
+def _take_texts(record: Any, key: str) -> list[Any]:
+    """Remove and return what a field holds, in each item of a list; nothing where it is not there."""
+    if isinstance(record, list):
+        return [text for item in record for text in _take_texts(item, key)]
+    outer, _, inner = key.partition(".")
+    if not isinstance(record, dict):
+        return []
+    if key in record:
+        value = record.pop(key)
+        return value if isinstance(value, list) else [value]
+    return _take_texts(record.get(outer), inner) if inner else []
 
 
 @contextlib.contextmanager

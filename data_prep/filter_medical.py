@@ -16,10 +16,10 @@ import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from data_prep.documents import Document, find_inputs, read_documents
+from data_prep.documents import Document, find_inputs
 from data_prep.filters.keyword_matcher import BLOCK, Matcher
 from data_prep.filters.language_codes import find_language
-from data_prep.pipeline.shards import READING, ShardWriter, add_shard_arguments, run_step
+from data_prep.pipeline.shards import ShardWriter, add_shard_arguments, read_shard, run_step, shard_options
 from mmed.languages import get_language
 from mmed.utils.errors import Parser, UsageError, main_guard, printable
 
@@ -58,12 +58,12 @@ def filter_shard(documents: Iterator[Document], shard: ShardWriter, options: dic
                            **numbers)
 
 
-def print_explanations(inputs: list[str], matcher: Matcher, reading: dict[str, Any]) -> None:
+def print_explanations(inputs: list[str], matcher: Matcher, options: dict[str, Any]) -> None:
     """Print both scores of each document and the words behind them."""
     # Unicode isolates keep each number after its word.
     isolated = "\u2068{}\u2069" if matcher.language.right_to_left else "{}"
     for path in find_inputs(inputs):
-        for document in read_documents(path, **reading):
+        for document in read_shard(path, None, options):
             decision, found = matcher.explain(document.text)
             print(f"{printable(document.id)}: {'kept' if decision.medical else 'dropped'}  "
                   f"MKC {decision.hits} (needs {matcher.min_hits})  "
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     language = find_language(given.language)
     matcher = _matcher(language, given.mode)
     if given.explain:
-        print_explanations(given.inputs, matcher, {name: getattr(given, name) for name in READING})
+        print_explanations(given.inputs, matcher, shard_options(given))
         return 0
     if not given.out:
         raise UsageError("--out FOLDER is needed (or --explain to write nothing)")

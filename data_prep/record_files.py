@@ -107,8 +107,6 @@ def _numbered_items(file: Any, path: Path, kind: str, paragraphs: bool) -> Itera
     """Numbered items: texts of a .txt file or JSON lines as bytes, otherwise parsed values."""
     start = file.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
     if kind == ".parquet" or start.startswith(b"PAR1"):
-        if not isinstance(getattr(file, "raw", None), io.FileIO):
-            raise UserError(f"{path}: a packed parquet file; unpack it")
         return _parquet_rows(path)
     if kind == ".txt":
         return _paragraphs(file) if paragraphs else [(1, _read_all(file, path))]

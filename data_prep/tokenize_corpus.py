@@ -45,14 +45,13 @@ def is_held_out(document: Document, share: float) -> bool:
 _load_once = functools.cache(load_tokenizer)
 
 
-def tokenize_part(path: Path, name: str, folder: Path, tokenizer_path: str,
-                  options: dict[str, Any]) -> dict[str, Any]:
+def tokenize_part(path: Path, name: str, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Write one input file's documents as two streams, unless they are there; returns FOLDER/NAME.json with
     their names in `streams`, which no other task uses, so that it may be started twice."""
     mark = shards.fingerprint(path, options)
     if record := shards.read_finished(folder / f"{name}.json", mark):
         return record
-    tokenizer = _load_once(tokenizer_path, options["bos"])
+    tokenizer = _load_once(options["tokenizer"], options["bos"])
     streams = [f"{name}.{secrets.randbelow(10**18)}{suffix}" for suffix in ("", HELD_OUT)]
     facts = tokenizer.vocab_size, tokenizer.fingerprint, tokenizer.bos_id
     writers = [StreamWriter(folder / stream, *facts) for stream in streams]
@@ -106,18 +105,18 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
     if len(paths) < len(found) and not os.path.exists(f"{out}.idx"):
         raise UserError(f"{out}.json: an input that the stream would overwrite; give another --out")
     _load_once.cache_clear()
-    loaded = _load_once(str(tokenizer), bos)  # detect a wrong folder before starting any process
+    loaded = _load_once(Path(tokenizer), bos)  # detect a wrong folder before starting any process
     if not 0 <= held_out < 1:
         raise UsageError(f"--held_out={held_out}: must be at least 0 and below 1")
     if loaded.eos_id is None:
         raise UserError(f"{tokenizer}: no end-of-sequence token, which must end every document")
-    options = {**reading, "held_out": held_out, "bos": bos, "fingerprint": loaded.fingerprint}
+    options = {**reading, "tokenizer": Path(tokenizer), "held_out": held_out, "bos": bos,
+               "fingerprint": loaded.fingerprint}
     whole = hashlib.sha256("".join(shards.fingerprint(path, options) for path in paths).encode()).hexdigest()
     if is_finished(str(out), whole) and (not held_out or is_finished(f"{out}{HELD_OUT}", whole)):
         return read_json(f"{out}.json")
     with shards.one_run(folder, share):
-        jobs = [(path, name, folder, str(tokenizer), options)
-                for path, name in zip(paths, shards.shard_names(paths))]
+        jobs = [(path, name, folder, options) for path, name in zip(paths, shards.shard_names(paths))]
         records = shards.run_jobs(tokenize_part, jobs, workers, "tokenize", paths, share)
         counts = shards.add_up(records).to_dict()
         if share:
@@ -132,22 +131,21 @@ def count_table(counts: dict[str, dict[str, dict[str, int]]]) -> str:
 
     Of more than MOST_SOURCES sources, the largest have a column; the others share one.
     """
-    tokens: Counter[str] = Counter()
-    for by_source in counts.values():
-        tokens.update({source: count["tokens"] for source, count in by_source.items()})
-    columns, other = sorted(tokens), ""
-    if len(tokens) > MOST_SOURCES:
-        other = f"other ({len(tokens) - MOST_SOURCES + 1})"
-        columns = [*(source for source, _ in tokens.most_common(MOST_SOURCES - 1)), other]
-    rows = [["language", *(column or "-" for column in columns), "tokens", "documents"]]
-    for language in [*counts, "sum"]:
-        cells, documents = Counter(), 0
-        for part in counts.values() if language == "sum" else [counts[language]]:
-            for source, count in part.items():
-                cells[source if source in columns else other] += count["tokens"]
-                documents += count["documents"]
-        numbers = [*(cells[column] for column in columns), cells.total(), documents]
-        rows.append([language or "-", *(f"{number:,}" for number in numbers)])
+    tokens = {language: Counter({source: count["tokens"] for source, count in by_source.items()})
+              for language, by_source in counts.items()}
+    documents = {language: sum(count["documents"] for count in by_source.values())
+                 for language, by_source in counts.items()}
+    tokens["sum"], documents["sum"] = sum(tokens.values(), Counter()), sum(documents.values())
+    columns, other = sorted(tokens["sum"]), []
+    if len(columns) > MOST_SOURCES:
+        other = [f"other ({len(columns) - MOST_SOURCES + 1})"]
+        columns = [source for source, _ in tokens["sum"].most_common(MOST_SOURCES - 1)]
+    rows = [["language", *(column or "-" for column in columns), *other, "tokens", "documents"]]
+    for language, cells in tokens.items():
+        shown = [cells[column] for column in columns]
+        shown += [cells.total() - sum(shown) for _ in other]
+        rows.append([language or "-", *(f"{number:,}" for number in (*shown, cells.total(),
+                                                                     documents[language]))])
     return aligned(rows)
 
 

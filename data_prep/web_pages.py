@@ -12,7 +12,6 @@ state about their language is often wrong and not read. Damage ends a WARC: the 
 """
 from __future__ import annotations
 
-import contextlib
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -37,7 +36,6 @@ PAGES_PER_LIST = 500  # loose pages in one unit of work, about 15 seconds
 HTML_SUFFIXES = (".html", ".htm", ".xhtml", ".shtml", ".php", ".asp", ".aspx", ".jsp")
 ARCHIVE_SUFFIXES = (".zip", *(kind + end for kind in (".warc", ".arc", ".wet") for end in ("", *PACKED)))
 SUFFIXES = (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES, "")  # "": no suffix at all
-ARCHIVE_STARTS = (b"WARC/", b"filedesc:", b"PK\3\4")
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 OTHER = "records that are not HTML pages"
 # Below its MIN_EXTRACTED_SIZE of 250 characters trafilatura distrusts the main text and takes every paragraph
@@ -60,7 +58,7 @@ def find_archives(inputs: list[str], out: Path) -> list[Path]:
     folders: dict[Path, list[Path]] = defaultdict(list)  # folder given -> its pages
     for given in (Path(name).absolute() for name in inputs):
         for path in find_inputs([given], SUFFIXES, out):
-            if is_archive(path):
+            if has_suffix(path.name, ARCHIVE_SUFFIXES) and not has_suffix(path.name, HTML_SUFFIXES):
                 archives.append(path)
             else:
                 folders[given if given.is_dir() else given.parent].append(path)
@@ -71,28 +69,19 @@ def find_archives(inputs: list[str], out: Path) -> list[Path]:
     return archives
 
 
-def is_archive(path: Path) -> bool:
-    """By its name; by its content if the name says nothing."""
-    if has_suffix(path.name, (*HTML_SUFFIXES, *ARCHIVE_SUFFIXES)):
-        return not has_suffix(path.name, HTML_SUFFIXES)
-    with contextlib.suppress(*DAMAGE), open_packed(path) as file:
-        return file.read(9).startswith(ARCHIVE_STARTS)
-    return False
-
-
 def read_pages(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
-    suffix = path.suffix.lower()
-    with open(path, "rb") as file:
-        zipped = suffix == ".zip" or file.read(2) == b"PK"
-    for page in (read_files if suffix == ".jsonl" else read_zip if zipped else read_warc)(path, funnel):
-        name, begins = page.meta.get("file", ".html"), page.body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-        if begins == b"<" or page.problem or has_suffix(name, HTML_SUFFIXES):
+    if has_suffix(path.name, ARCHIVE_SUFFIXES[1:]):
+        yield from read_warc(path, funnel)
+        return
+    for page in read_files(path) if path.suffix == ".jsonl" else read_zip(path, funnel):
+        begins = page.body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+        if begins == b"<" or page.problem or has_suffix(page.meta["file"], HTML_SUFFIXES):
             yield page
         else:
-            funnel.add(OTHER)
+            funnel.details[OTHER] += 1
 
 
-def read_files(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
+def read_files(path: Path) -> Iterator[SavedPage]:
     for _, entry in read_jsonl(path):
         with open(entry["path"], "rb") as file:
             yield page_of(file, {"file": entry["file"]})
@@ -105,11 +94,10 @@ def read_zip(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
         yield SavedPage(problem=DAMAGED)
         return
     with archive:
-        for entry in archive.infolist():
-            meta = {"file": entry.filename}
-            name = Path(entry.filename).name
-            if entry.is_dir() or name.startswith(".") or not has_suffix(name, (*HTML_SUFFIXES, "")):
-                funnel.add(OTHER, not entry.is_dir())
+        for entry in (entry for entry in archive.infolist() if not entry.is_dir()):
+            meta, name = {"file": entry.filename}, Path(entry.filename).name
+            if name.startswith(".") or not has_suffix(name, (*HTML_SUFFIXES, "")):
+                funnel.details[OTHER] += 1
                 continue
             try:
                 with archive.open(entry) as file:
@@ -125,10 +113,12 @@ def read_warc(path: Path, funnel: Funnel) -> Iterator[SavedPage]:
     require_extra("warcio.bufferedreaders", "web").BufferedReader.DECOMPRESSORS.pop("br", None)
     with open_packed(path) as file:
         try:
+            if not file.peek(1):
+                raise EOFError  # a download that did not begin
             stream = SimpleNamespace(read=file.read1, tell=file.tell)  # read1: all that comes before damage
             for record in iterate(stream, arc2warc=True):
                 if not is_page(record):
-                    funnel.add(OTHER)
+                    funnel.details[OTHER] += 1
                     continue
                 meta = {key: record.rec_headers.get_header(name)
                         for key, name in (("url", "WARC-Target-URI"), ("fetched", "WARC-Date"))}

@@ -136,15 +136,14 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
 
 def _state(inputs: tuple[str, ...]) -> str:
     """A hash of the names, sizes and modification times of all files there."""
-    walked = chain(*map(os.walk, inputs))
-    files = {*inputs, *(os.path.join(folder, name) for folder, _, names in walked for name in names)}
-    facts = [(file, os.stat(file)) for file in files if os.path.isfile(file)]
-    entries = sorted((file, found.st_size, found.st_mtime_ns) for file, found in facts)
-    return hashlib.sha256(repr(entries).encode()).hexdigest()
+    paths = sorted(path for given in inputs for path in (Path(given), *Path(given).rglob("*")))
+    facts = [(str(path), path.stat()) for path in paths if path.is_file()]
+    files = [(name, found.st_size, found.st_mtime_ns) for name, found in facts]
+    return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
 def _finished_steps(plan: list[Step], out: Path, states: dict[str, str]) -> dict[str, float]:
-    """The seconds that each finished step took."""
+    """The seconds that each finished step took; those to be run again, also later, are not finished."""
     seconds: dict[str, float] = {}
     for step in plan:
         path = out / "done" / f"{step.name}.json"
@@ -158,6 +157,8 @@ def _finished_steps(plan: list[Step], out: Path, states: dict[str, str]) -> dict
             state = states[step.name]
             if done.get("inputs", state) == state and set(step.needs) <= seconds.keys():
                 seconds[step.name] = done["seconds"]
+            else:  # now, so that the steps after it run again even if this start is interrupted
+                path.unlink()
     return seconds
 
 

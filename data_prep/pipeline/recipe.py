@@ -14,8 +14,7 @@ from mmed.languages import get_language
 from mmed.utils.errors import UserError
 
 CHOICES = {"kind": ("web", "book", "site", "corpus"), "filter_mode": ("default", "official")}
-TYPES = {"str": str, "float": float | int, "bool": bool, "bool | None": bool, "list[str]": list,
-         "list[Source]": list}
+TYPES = {"str": (str,), "float": (float, int), "bool": (bool,), "bool | None": (bool,), "list[str]": (list,)}
 
 
 @dataclass
@@ -70,7 +69,7 @@ def read_recipe(path: Path) -> Recipe:
         if not wanted or source.language in wanted:
             recipe.source.append(source)
     if not recipe.source:
-        raise UserError(f"{path}: no [[source]]; languages={recipe.languages}: no source is in one of them")
+        raise UserError(f"{path}: no [[source]]" + f" in languages={recipe.languages}" * bool(wanted))
     recipe.tokenizer = _existing(path, recipe.tokenizer, f"{path}: tokenizer")
     recipe.benchmark = recipe.benchmark and _existing(path, recipe.benchmark, f"{path}: benchmark")
     return recipe
@@ -84,9 +83,8 @@ def _checked(kind: type, values: dict[str, Any], where: str) -> Any:
             near = difflib.get_close_matches(key, known, 1, 0.0)[0]
             raise UserError(f"{where}: unknown key {key!r}; did you mean {near}? (known: {', '.join(known)})")
         name = str(known[key].type)
-        items = value if name == "list[str]" and isinstance(value, list) else []
-        right = isinstance(value, TYPES[name]) and all(isinstance(item, str) for item in items)
-        if not right or (name == "float" and isinstance(value, bool)):
+        items = value if isinstance(value, list) else []
+        if type(value) not in TYPES[name] or not all(isinstance(item, str) for item in items):
             raise UserError(f"{where}: {key}={value!r} is not a {name}")
         if name == "float" and not 0 <= value <= 1:
             raise UserError(f"{where}: {key}={value!r}: must be from 0 to 1")

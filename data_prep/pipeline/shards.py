@@ -8,9 +8,8 @@ Out: OUT/kept/SHARD.jsonl.gz; OUT/dropped/SHARD.jsonl.gz (id and reason of each 
 
 `options` must hold all that the output depends on (thresholds, a word list, the step's own version). A shard
 is redone when they or the size or modification time of its input change; finished shards are not read again.
-On a cluster, task i of n runs the same command with `--shard i/n` and does shards i, i + n, ...; afterwards
-the command without --shard adds up the counts. Tasks share no lock, and files appear whole, so a task that is
-started twice does no harm.
+On a cluster, tasks `--shard 0/n` to `n-1/n` do every n-th shard, and may be started twice; afterwards the
+command without --shard adds up the counts.
 """
 from __future__ import annotations
 
@@ -64,18 +63,12 @@ class ShardWriter(contextlib.ExitStack):
         record = document.to_dict() if self.options.get("keep_dropped") else {"id": document.id}
         self._dropped({**record, "reason": reason, **more})
 
-    def reject(self, document: Document, reason: str, file: str) -> None:
-        """Drop a page or book that cannot be read; with --strict, stop there."""
-        if self.options.get("strict"):
-            raise UserError(f"{document.id} ({file}): {reason}; omit --strict to drop and count it")
-        self.drop(document, reason)
-
 
 StepFunction = Callable[[Iterator[Document], ShardWriter, dict[str, Any]], None]
 Reader = Callable[[Path, Funnel, dict[str, Any]], Iterator[Document]]  # another reader: PDF, HTML
 
 
-def read_shard(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[Document]:
+def read_shard(path: Path, funnel: Funnel | None, options: dict[str, Any]) -> Iterator[Document]:
     """The reader of steps over documents; options as `shard_options` gives them."""
     given = {key: options[key] for key in (*READING, "name") if key in options}
     return documents.read_documents(path, funnel, **given)
@@ -83,9 +76,9 @@ def read_shard(path: Path, funnel: Funnel, options: dict[str, Any]) -> Iterator[
 
 def shard_names(inputs: list[Path]) -> list[str]:
     """A unique name for each input: with its folders where two files have one name, a long one shortened."""
-    names = [shard_name(path) for path in inputs]
+    absolute = [Path(os.path.abspath(path)) for path in inputs]  # "." has no name
+    names = [shard_name(path) for path in absolute]
     if len(set(names)) < len(names):
-        absolute = [Path(os.path.abspath(path)) for path in inputs]
         common = os.path.commonpath([path.parent for path in absolute])
         names = ["__".join(path.relative_to(common).parts) for path in absolute]
     if len(set(names)) < len(names):
@@ -97,7 +90,8 @@ def shard_names(inputs: list[Path]) -> list[str]:
 def fingerprint(path: Path, options: dict[str, Any]) -> str:
     """Hash of a file's size and modification time and of the options: equal while a shard is up to date."""
     facts = path.stat()
-    content = [documents.FORMAT_VERSION, facts.st_size, facts.st_mtime_ns, options]
+    lasting = {key: value for key, value in options.items() if not isinstance(value, Path)}  # relative or not
+    content = [documents.FORMAT_VERSION, facts.st_size, facts.st_mtime_ns, lasting]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -159,13 +153,13 @@ def write_funnel(out: Path, records: list[dict[str, Any]], step: str, **more: An
     """Add up the counts of all shards in OUT/funnel.json; UserError if no record at all could be read."""
     funnel = add_up(records)
     write_json(out / "funnel.json", {"step": step, "shards": len(records), **more, **funnel.to_dict()})
-    if funnel.dropped and not funnel.documents_out and set(funnel.dropped) <= UNREADABLE:
-        reasons = ", ".join(f"{entry['documents']:,} x {reason} (such as {entry['examples'][0]})"
-                            for reason, entry in funnel.dropped.items())
-        raise UserError(f"none of {funnel.documents_in:,} records could be read: {reasons}")
+    reasons = [f"{entry['documents']:,} x {reason} (such as {entry['examples'][0]})"
+               for reason, entry in funnel.dropped.items()]
+    if reasons and not funnel.documents_out and set(funnel.dropped) <= UNREADABLE:
+        raise UserError(f"none of {funnel.documents_in:,} records could be read: {', '.join(reasons)}")
     if funnel.details and not funnel.documents_in:
-        raise UserError("no document found, only " + ", ".join(
-            f"{count:,} {what}" for what, count in funnel.details.items()))
+        found = ", ".join(f"{count:,} {what}" for what, count in funnel.details.items())
+        raise UserError(f"no document found, only {found}")
     return funnel
 
 
@@ -239,7 +233,7 @@ def parse_share(text: str) -> Share:
 def add_shard_arguments(parser: Any, out_required: bool = True, suffixes: tuple[str, ...] = SUFFIXES,
                         out: str = "folder for kept/, dropped/, shards/ and funnel.json") -> None:
     """Add the options common to all steps over shards."""
-    add, kinds = parser.add_argument, documents.FORMS if suffixes == SUFFIXES else ", ".join(suffixes)
+    add, kinds = parser.add_argument, documents.list_suffixes(suffixes)
     add("inputs", nargs="+", metavar="IN", help=f"input files ({kinds}) or folders")
     add("--out", required=out_required, help=out)
     add("--workers", type=int, default=1, help="processes; each handles one file at a time (default: 1)")

@@ -153,29 +153,26 @@ def alto_lines(page: ElementTree.Element) -> Iterator[Line]:
         text = " ".join(word.get("CONTENT", "") for word in line.iterfind("{*}String"))
         hyphen = "-" if text and line.find("{*}HYP") is not None else ""
         left, top, width, height = (float(line.get(key) or 0) for key in ("HPOS", "VPOS", "WIDTH", "HEIGHT"))
-        bottom = top + height
-        yield Line(text + hyphen, *place_box(left, top, left + width, bottom, height, bottom))
+        yield Line(text + hyphen, *place_box(left, top, left + width, top + height))
 
 
 def hocr_lines(page: ElementTree.Element) -> Iterator[Line]:
     for line in of_class(page, HOCR_LINES):
         title = line.get("title") or ""
         if box := BOX.search(title):
-            size = re.search(r"\bx_size ([\d.]+)", title)
-            left, top, right, bottom = map(float, box.groups())
             words = [*of_class(line, ("ocrx_word",))] or [line]  # some files have no blanks
             text = " ".join(" ".join("".join(word.itertext()) for word in words).split())
-            height = float(size[1]) if size else bottom - top
-            yield Line(text, *place_box(left, top, right, bottom, height, bottom))
+            size = re.search(r"\bx_size ([\d.]+)", title)
+            yield Line(text, *place_box(*map(float, box.groups()), float(size[1]) if size else 0.0))
 
 
 def of_class(root: Any, names: tuple[str, ...]) -> Iterator[Any]:
     return (part for part in root.iter() if not {*names}.isdisjoint((part.get("class") or "").split()))
 
 
-def place_box(left: float, top: float, right: float, bottom: float, size: float,
-              base: float) -> tuple[float, ...]:
+def place_box(left: float, top: float, right: float, bottom: float, size: float = 0,
+              base: float | None = None) -> tuple[float, ...]:
     """(left, right, base, size) of a line; of one written downwards as if the page were turned."""
     if bottom - top > 5 * (right - left):
         return top, bottom, -left, right - left
-    return left, right, base, size
+    return left, right, bottom if base is None else base, size or bottom - top

@@ -16,6 +16,7 @@ from typing import Any
 
 from data_prep.documents import Document
 from data_prep.pipeline.shards import ShardWriter
+from mmed.utils.errors import UserError
 
 MEMORY_BYTES = 4 << 30  # address space of the child
 
@@ -25,10 +26,13 @@ class Unreadable(Exception):
 
 
 def keep_readable(found: Iterator[tuple[Document, str]], shard: ShardWriter, options: dict[str, Any]) -> None:
-    """The function of a step: keeps documents, and drops those that come with a reason."""
+    """The function of a step: keeps documents, drops those with a reason or, with --strict, stops there."""
     for document, reason in found:
+        if reason and options["strict"]:
+            where = document.meta.get("file") or document.meta.get("url", "")
+            raise UserError(f"{document.id} ({where}): {reason}; omit --strict to drop and count it")
         if reason:
-            shard.reject(document, reason, document.meta.get("file") or document.meta.get("url", ""))
+            shard.drop(document, reason)
         else:
             shard.keep(document)
 

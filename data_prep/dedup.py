@@ -228,7 +228,7 @@ def pair(run: Run) -> None:
             unsure[checked["better"]] = unsure[checked["worse"]] = True
             opened.write(pairs)
         with atomic_write(run.documents, "wb") as file:
-            np.savez(file, documents=documents, ends=ends)
+            np.savez(file, documents=documents, ends=ends, bytes_of_pairs=opened.tell())
         for path, (begin, end) in zip(run.wanted, pairwise(ends)):
             write_json(path, np.flatnonzero(unsure[begin:end]).tolist())
 
@@ -301,7 +301,9 @@ def find_originals(documents: np.ndarray, parts: Iterable[np.ndarray], shingles:
 def decide(run: Run) -> None:
     """For each shard a file: row -> what dropped/ says of that document."""
     with np.load(run.documents) as arrays:
-        documents, ends = arrays["documents"], arrays["ends"].tolist()
+        documents, ends, size = arrays["documents"], arrays["ends"].tolist(), arrays["bytes_of_pairs"]
+    if run.pairs.stat().st_size != size:
+        raise UserError(f"{run.pairs}: not the whole file; delete {run.folder} and run again")
     with writing(run.folder), tempfile.TemporaryFile(dir=run.folder) as file:
         shingles = Rows(file, read_shingles(run, ends))
         found = find_originals(documents, read_pairs(open(run.pairs, "rb")), shingles, run.threshold)

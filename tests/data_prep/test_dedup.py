@@ -214,6 +214,15 @@ def test_an_input_that_changed_after_signing_is_not_written(tmp_path):
     assert deduplicate([path], tmp_path / "out").documents_out == 3
 
 
+def test_pairs_that_were_cut_short_are_not_decided(corpus, tmp_path):
+    for stage in STAGES[:3]:
+        deduplicate([corpus[0]], tmp_path / "out", stage=stage)
+    pairs, = (tmp_path / "out").rglob("pairs.bin")
+    pairs.write_bytes(pairs.read_bytes()[:-25])
+    with pytest.raises(UserError, match=r"pairs\.bin: not the whole file; delete"):
+        deduplicate([corpus[0]], tmp_path / "out", stage="decide")
+
+
 def test_more_shards_than_open_files_are_allowed(tmp_path):
     for number in range(60):
         write(tmp_path / f"s{number}.jsonl", {"text": f"heart {number * 7} lung {number * 13} bone"})

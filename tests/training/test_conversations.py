@@ -122,7 +122,7 @@ def test_a_long_conversation_loses_its_oldest_turns_before_its_last_prompt_is_tr
     for length in (len(whole.ids), len(whole.ids) - 1, len(short.ids), len(short.ids) - 1, 30):
         example, outcome = encode_dialogue("k", messages, Chat(), length - 1)
         kept = whole if length >= len(whole.ids) else short
-        assert example.ids.tolist() == kept.ids.tolist()[-length:] and len(example.ids) <= length
+        assert example.ids == kept.ids[-length:] and len(example.ids) <= length
         assert outcome == ("" if kept is whole else TRUNCATED)
         row = pack([example])
         answers = ["A" * 20, "B" * 20] if kept is whole else ["B" * 20]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from forked_runs import warm_run
 from repository import ENV, ROOT
-from safetensors.torch import load_file
+from tiny_models import same_bits, tensors_of
 from tiny_world import finetune, lines, pretrain, write_stream
 
 from mmed.checkpoints.adapters import load_adapter
@@ -52,13 +52,7 @@ def start_until(path, count, *command):
 
 
 def tensors(out):
-    folder = out / "checkpoints" / (out / "checkpoints" / "latest").read_text().strip()
-    return {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
-
-
-def same_bits(a, b):
-    a, b = tensors(a), tensors(b)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return tensors_of(out / "checkpoints" / (out / "checkpoints" / "latest").read_text().strip())
 
 
 def same_losses(a, b, tolerance=1e-5):
@@ -202,7 +196,7 @@ def test_stopping_by_sigterm_exits_75_and_resumes_to_the_same_bits(world, tmp_pa
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75 and "--resume=auto" in err and (out / "stopped").is_file()
     warm_run(arguments)
-    assert same_bits(out, tmp_path / "plain") and not (out / "stopped").exists()
+    assert same_bits(tensors(out), tensors(tmp_path / "plain")) and not (out / "stopped").exists()
     assert [line["step"] for line in lines(out)] == list(range(1, 31))
 
 
@@ -247,7 +241,7 @@ def test_a_run_that_went_back_and_was_killed_at_once_continues(world, tmp_path, 
     assert subprocess.run([sys.executable, "-c", killed, *arguments], env=ENV, cwd=ROOT).returncode == 9
     assert [line["step"] for line in lines(out)] == list(range(1, 9))
     warm_run(pretrain(world, out, "--resume=auto"))
-    assert same_bits(out, uninterrupted) and same_losses(out, uninterrupted, tolerance=0)
+    assert same_bits(tensors(out), tensors(uninterrupted)) and same_losses(out, uninterrupted, tolerance=0)
 
 
 def flip(path, place):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_world import WORDS
 
 from mmed.checkpoints.families import read_config
 from mmed.checkpoints.pretrained import save_pretrained
@@ -148,9 +149,6 @@ def equivalent(family: str, seed: int, kv_heads: int = 6, bias: bool = False):
 
 
 # -------------------------------------------------------------------------------- folders with a tokenizer
-
-WORDS = "heart lung bone cell fever dose plum rain stone river".split()
-
 
 def text_of(words: list[str], rng: random.Random, n: int = 40) -> str:
     return " ".join(rng.choices(words, k=n)) + f" {rng.randint(0, 99)} mg."

@@ -295,10 +295,7 @@ def test_a_run_on_conversations_trains_the_answers_in_the_models_own_turns(world
 @pytest.mark.parametrize("extra, code, words", [
     (["--model=/no/such"], 1, ["/no/such/config.json"]),
     (["--data=/no/such/stream"], 1, ["/no/such/stream.json", "tokenize"]),
-    (["--lr=1"], 2, ["--lr", "did you mean"]),
-    (["--precision=fp16"], 2, ["--precision", "bf16"]),
-    (["--max_steps=ten"], 2, ["--max_steps", "a whole number"]),
-    (["--max_steps=-1"], 2, ["--max_steps=-1", "0 or more"]),
+    (["--lr=1"], 2, ["--lr", "did you mean"]), (["--precision=fp16"], 2, ["--precision", "bf16"]),
     (["--data=,"], 2, ["--data=,", "each named once"]),
     (["--data=a,a"], 2, ["--data=a,a", "each named once"]),
     (["--data=a=x,b=1"], 2, ["a weight must be a number"]),
@@ -332,6 +329,7 @@ def test_options_take_both_spellings_and_unknown_recipes_list_all():
     ("pretrain_mmedlm --eval_every=9", "--eval_every=9: does nothing without --validation"),
     ("demo_full --prompt_style=clean --task=instruct", "--prompt_style=clean: does nothing"),
     ("tiny --epochs=inf", "expected a number, got 'inf'"), ("tiny --seed=4294967296", "expected a number"),
+    ("tiny --max_steps=ten", "--max_steps: expected a whole"), ("tiny --max_steps=-1", "=-1: expected 0 or"),
     ("tiny --out=", "--out is missing"), ("tiny --beta2=1", "--beta2=1.0: expected a share from 0 to below")])
 def test_options_without_effect_or_meaning_are_rejected(words, message, capsys):
     with pytest.raises((UsageError, SystemExit)) as error:
@@ -370,7 +368,6 @@ def test_bad_files_end_in_one_line_and_leave_no_run_folder(world, tmp_path):
     arguments = pretrain(world, out, f"--data={tmp_path}/flipped")
     fails(arguments, 1, "flipped.bin", "damaged")
     fails([*arguments, "--lora_rank=2", "--lora_targets=query"], 1, "matches no layer")  # before all is read
-    fails(pretrain(world, out, f"--validation={tmp_path}/flipped"), 1, "flipped.bin", "damaged")
     flip(tmp_path / "flipped.idx", 3)  # its documents have no tokens any more
     fails(pretrain(world, out, f"--validation={tmp_path}/flipped"), 1, "flipped.idx", "damaged")
     assert not out.exists()

@@ -122,8 +122,7 @@ INTERNLM2_NAMES = {"embed_tokens": "tok_embeddings", "lm_head": "output", "self_
 
 
 def equivalent(family: str, seed: int, kv_heads: int = 6, bias: bool = False):
-    """A random Llama of transformers, and (config.json, tensors) of the InternLM 1 or 2 that computes the
-    same."""
+    """A random Llama of transformers; config.json and tensors of the InternLM 1 or 2 that is equal."""
     llama_config = transformers.LlamaConfig(
         **{key: INTERNLM[key] for key in INTERNLM if key not in ("bias", "pad_token_id", "torch_dtype")},
         num_key_value_heads=kv_heads, head_dim=8, attention_bias=bias,

@@ -57,9 +57,7 @@ class HalvedFile:
 
 
 def before_file_operations(folder: str, act: Callable[[], None]) -> None:
-    """Call `act` before each open for writing, second half of a write, fsync, rename and removal below
-    `folder`.
-    """
+    """Call `act` before each open for writing, second half of a write, fsync, rename, removal in `folder`."""
     def wrap_open(original):
         def opened(path, mode="r", *arguments, **keywords):
             writing = folder in str(path) and set(mode) & set("wa+x")

@@ -115,8 +115,7 @@ def kill_at_random(bench: Bench):
 # ----------------------------------------------------------------------------------------------------- save
 
 def save_twice(run: Path, stop_at: int, counter: Path) -> ForkedRun:
-    """Save step 1 and then step 2; die before file operation `stop_at` of step 2 (0: count the operations).
-    """
+    """Save steps 1 and 2; die before file operation `stop_at` of step 2 (0: count the operations)."""
     def main() -> int:
         import torch
         import torch.distributed.checkpoint as dcp

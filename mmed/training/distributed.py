@@ -143,7 +143,7 @@ def compile_blocks(model: Transformer) -> None:
         block.forward = torch.compile(block.forward)
 
 
-def shard(model: Transformer, precision: str, shard_size: int = 0, timeout_seconds: int = 600) -> Transformer:
+def shard(model: Transformer, precision: str, shard_size: int = 0, timeout_seconds: int = 600) -> None:
     """Shard `model` over the ranks: one FSDP unit per block, one for the rest (embedding, last norm, head).
 
     Weights keep their dtype (fp32 master weights); with precision "bf16" they are gathered and used in bf16,
@@ -155,7 +155,6 @@ def shard(model: Transformer, precision: str, shard_size: int = 0, timeout_secon
     mesh = make_mesh(shard_size, timeout_seconds)
     for unit in (*model.layers, model):
         fully_shard(unit, mesh=mesh, mp_policy=MixedPrecisionPolicy(**used))
-    return model
 
 
 def make_mesh(shard_size: int, timeout_seconds: int) -> DeviceMesh:

@@ -222,17 +222,16 @@ def parse_value(kind: str, text: str) -> object:
 
 def check(config: TrainConfig) -> TrainConfig:
     """Return `config` if its values are in range; otherwise raise a `UsageError` that names the option."""
+    reads_data = config.dry_run or not config.simulate_ranks
+    required = {"model", "out", "data"} if reads_data else {"model", "out"}
     for one in fields(config):
         wanted, value = one.metadata["bounds"], getattr(config, one.name)
+        if one.name in required and not value:
+            raise UsageError(f"--{one.name} is missing: {one.metadata['help']}")
         if wanted and (value < 0 or (wanted == POSITIVE and not value) or value > HIGHEST.get(wanted, value)):
             raise UsageError(f"--{one.name}={value}: expected {wanted}")
     if not re.fullmatch(r"auto|never|step-\d+", config.resume):
         raise UsageError(f"--resume={config.resume}: expected auto, never or a checkpoint such as step-200")
-    reads_data = config.dry_run or not config.simulate_ranks
-    needed = {"model", "out", "data"} if reads_data else {"model", "out"}
-    for one in fields(config):
-        if one.name in needed and not getattr(config, one.name):
-            raise UsageError(f"--{one.name} is missing: {one.metadata['help']}")
     if config.data == "source" and config.tokenizer and reads_data:
         raise UsageError(f"--tokenizer={config.tokenizer}: --data=source trains a tokenizer of its own")
     if config.log != "none":

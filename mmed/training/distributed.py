@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -100,9 +101,9 @@ def host_group(timeout_seconds: int) -> dist.ProcessGroup | None:
     return dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
 
 
-def gather(value: dict) -> list[dict]:
+def gather(value: Any) -> list[Any]:
     """The value of every rank, on every rank."""
-    values: list = [value] * world_size()
+    values = [value] * world_size()
     if dist.is_initialized():
         dist.all_gather_object(values, value)
     return values

@@ -64,7 +64,6 @@ def verify_streams(streams: Sequence[TokenStream]) -> None:
     """Verify the checksums before training: minutes, against weeks on damaged files. Ranks share the work;
     one may take longer than the time-out of hung ranks, so they meet in short collectives meanwhile."""
     ranks = distributed.world_size()
-    device = "cuda" if ranks > 1 and distributed.gpu_count() else "cpu"
 
     def verify_share() -> None:
         files = 0  # of the streams before
@@ -78,7 +77,7 @@ def verify_streams(streams: Sequence[TokenStream]) -> None:
             running = wait([share], HEARTBEAT_SECONDS if ranks > 1 else None).not_done
             if not running:
                 share.result()
-            unfinished = bool(distributed.device_sum(torch.tensor(float(len(running)), device=device)))
+            unfinished = any(distributed.gather(bool(running)))
 
 
 def write_source_data(folder: Path) -> None:

@@ -1,6 +1,4 @@
-"""The checks of exercises 5, 6 and 8 to 12: the model, its training, decoding and sharding. All of them
-small, on one CPU thread.
-"""
+"""The checks of exercises 5, 6 and 8 to 12: model, training, decoding, sharding; small, on one CPU thread."""
 from __future__ import annotations
 
 import math

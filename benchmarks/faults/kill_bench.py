@@ -1,5 +1,4 @@
-"""Kill and stop training runs and commands at awkward moments, restart them, and compare with an undisturbed
-run.
+"""Kill or stop runs and commands at awkward moments, restart them, and compare with undisturbed runs.
 
     python benchmarks/faults/kill_bench.py [--only kill,save] [--trials 10] [--seed N] [--json rows.json]
 

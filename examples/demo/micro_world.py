@@ -1,5 +1,4 @@
-"""The synthetic six-language world of the demo: fictional diseases, drugs, organs and symptoms, and ordinary
-life around them.
+"""The demo's world in six languages: fictional diseases, drugs, organs and symptoms, and ordinary life.
 
 In: a seed. Out, below `--out`, the same bytes for the same seed:
 

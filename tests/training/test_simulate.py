@@ -109,8 +109,7 @@ def test_exam_items_count_with_their_real_lengths_and_recomputed_blocks_with_the
     assert sizes.targets == 80 and sizes.loss_positions == 80 and sizes.context == 101
     assert 800 <= sizes.positions < 1000 and sizes.length < 1000  # one row of eight items, not 2048
     three = look_at_batches(rows, config, 3, 2, False)  # one row: two ranks compute padding
-    assert (three.micro_batches, three.rows, three.targets) == (1, 1, 80)
-    assert three.positions == 3 * three.length
+    assert (three.micro_batches, three.rows, three.targets, three.positions) == (1, 1, 80, 3 * three.length)
     dense = flops_per_token(SEVEN_B, dataclasses.replace(config, sequence_length=101)) * sizes.positions
     head = SEVEN_B.vocab_size * SEVEN_B.hidden_size
     assert flops_per_step(SEVEN_B, config, sizes) == dense - 4 * head * (sizes.positions - 80)

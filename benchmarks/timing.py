@@ -6,14 +6,12 @@ this process, which other jobs disturb less than the time on the wall.
 """
 from __future__ import annotations
 
-import gzip
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 Form = Callable[[], object]
@@ -75,12 +73,6 @@ def print_row(*cells: object) -> None:
 def print_head(*cells: str) -> None:
     print_row(*cells)
     print("|---" * len(cells) + "|")
-
-
-def read_records(path: Path) -> Iterator[dict]:
-    """The objects of a .jsonl.gz file."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        yield from map(json.loads, file)
 
 
 def chosen(names: str | None, known: dict, default: list[str]) -> list[str]:

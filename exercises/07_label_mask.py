@@ -15,6 +15,5 @@ target; else it is -100, "no loss".
 
 def pack(examples: list[tuple[list[int], int]], T: int) -> dict[str, list[int]]:
     """{"input_ids": ..., "labels": ..., "document_ids": ..., "positions": ...}, each a list of T numbers; the
-    examples fit into T.
-    """
+    examples fit into T."""
     ...

@@ -1,6 +1,4 @@
-"""The checks of exercises 5, 6 and 8 to 12: the model, its training, decoding and sharding. All of them
-small, on one CPU thread.
-"""
+"""The checks of exercises 5, 6 and 8 to 12: model, training, decoding, sharding; small, on one CPU thread."""
 from __future__ import annotations
 
 import math
@@ -25,9 +23,7 @@ from mmed.train import learning_rate
 
 
 def norm_and_rope(student: Student, rng: random.Random) -> None:
-    """Oracles: the project's RMSNorm and rotation; and that a product of two turned vectors depends on their
-    distance alone.
-    """
+    """Oracles: the project's RMSNorm and rotation; products of rotated vectors depend on their distance."""
     for shape in ((3, 8), (2, 5, 16), (4,)):
         x, eps = torch.randn(shape) * rng.choice([0.01, 1.0, 30.0]), rng.choice([1e-6, 1e-5])
         norm = RMSNorm(shape[-1], eps)
@@ -149,8 +145,7 @@ def adamw(student: Student, rng: random.Random) -> None:
 
 def refill(student: Student, rng: random.Random) -> None:
     """Oracles: each prompt by itself, for the texts; batches that stay full, for the number of calls; the
-    project's generate, with a real model.
-    """
+    project's generate, with a real model."""
     for _ in range(6):
         max_batch_size, limit, salt = rng.randint(1, 4), rng.randint(2, 9), rng.randrange(1000)
         prompts = [[rng.randrange(1, 9) for _ in range(rng.randint(1, 4))] for _ in range(rng.randint(1, 9))]
@@ -199,9 +194,7 @@ def refill(student: Student, rng: random.Random) -> None:
 
 
 def shard(student: Student, rng: random.Random) -> None:
-    """Oracle: autograd through the whole layer. The ranks are two threads that exchange what they pass to the
-    collectives.
-    """
+    """Oracle: autograd through the whole layer. Two threads are the ranks; collectives exchange values."""
     world, inside, out, B = 2, rng.randint(2, 5), 2 * rng.randint(1, 4), rng.randint(1, 4)
     W = torch.randn(out, inside, requires_grad=True)
     xs = [torch.randn(B, inside, requires_grad=True) for _ in range(world)]

@@ -1,6 +1,4 @@
-"""The checks of exercises 1 to 4 and 7: texts, scores and rows. Each takes the student's functions and a
-source of random inputs.
-"""
+"""The checks of exercises 1 to 4 and 7 (texts, scores, rows), given the student's functions and an rng."""
 from __future__ import annotations
 
 import dataclasses

@@ -89,9 +89,7 @@ def compare_tensors(got: Any, wanted: Any, what: str, tolerance: float) -> None:
 
 
 def compare(got: Any, wanted: Any, what: str, tolerance: float) -> None:
-    """Nothing, if `got` is `wanted` (numbers within a share `tolerance` of the largest); else Wrong, saying
-    where they part.
-    """
+    """Raise Wrong where `got` is not `wanted`; numbers may differ by `tolerance` times the largest."""
     if hasattr(wanted, "shape"):
         compare_tensors(got, wanted, what, tolerance)
     elif isinstance(wanted, dict) and isinstance(got, dict):

@@ -222,17 +222,17 @@ def parse_value(kind: str, text: str) -> object:
 
 def check(config: TrainConfig) -> TrainConfig:
     """Return `config` if its values are in range; otherwise raise a `UsageError` that names the option."""
+    reads_data = config.dry_run or not config.simulate_ranks
+    required = {"model", "out", "data"} if reads_data else {"model", "out"}
     for one in fields(config):
         wanted, value = one.metadata["bounds"], getattr(config, one.name)
+        if one.name in required and not value:
+            raise UsageError(f"--{one.name} is missing: {one.metadata['help']}")
         if wanted and (value < 0 or (wanted == POSITIVE and not value) or value > HIGHEST.get(wanted, value)):
             raise UsageError(f"--{one.name}={value}: expected {wanted}")
     if not re.fullmatch(r"auto|never|step-\d+", config.resume):
         raise UsageError(f"--resume={config.resume}: expected auto, never or a checkpoint such as step-200")
-    without_data = config.simulate_ranks and not config.dry_run
-    for one in fields(config):
-        if one.name in ("model", "out", not without_data and "data") and not getattr(config, one.name):
-            raise UsageError(f"--{one.name} is missing: {one.metadata['help']}")
-    if config.data == "source" and config.tokenizer and not without_data:
+    if config.data == "source" and config.tokenizer and reads_data:
         raise UsageError(f"--tokenizer={config.tokenizer}: --data=source trains a tokenizer of its own")
     if config.log != "none":
         require_extra(config.log, config.log)
@@ -289,6 +289,5 @@ def parse_command_line(arguments: list[str]) -> tuple[str, TrainConfig]:
         raise UsageError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
     options = make_parser(recipe).parse_args(words)  # wherever the recipe stands, its own defaults count
     config = check(TrainConfig(**{one.name: getattr(options, one.name) for one in fields(TrainConfig)}))
-    given = {word.partition("=")[0] for word in words if word.startswith("--")}
-    check_needs(config, {name[2:].replace("-", "_") for name in given})
+    check_needs(config, {word[2:].partition("=")[0].replace("-", "_") for word in words if word[:2] == "--"})
     return recipe, config

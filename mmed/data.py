@@ -21,7 +21,7 @@ import functools
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ BLOCK_ROWS = 64     # rows whose documents are packed together
 GROUP_BLOCKS = 256  # blocks whose rows are shuffled together
 SLACK = 0.01        # share of a block's positions that packing may leave empty
 TRUNCATED = "examples were too long and were truncated on the left"
+NO_RATIONALE = "items without a rationale are not trained with one"
 
 
 # ------------------------------------------------------------------------------------------------------- rows
@@ -327,8 +328,8 @@ def truncate_prompt(ids: list[int], length: int, bos_id: int | None) -> list[int
 
 
 def encode_example(item: ExamItem, tokenizer: Tokenizer, max_length: int, *, rationale: bool,
-                   style: str) -> tuple[Example, bool]:
-    """(example, whether it was truncated) of at most max_length + 1 tokens, the last of them only a label.
+                   style: str) -> tuple[Example, str]:
+    """(example of at most max_length + 1 tokens, the last of them only a label; TRUNCATED, or "" if whole).
 
     Prompt and target are encoded separately, in training and in generation alike, so no token crosses the
     mask's border [docs/method.md, D19]. If too long, the target is truncated on the left to the space that
@@ -338,11 +339,11 @@ def encode_example(item: ExamItem, tokenizer: Tokenizer, max_length: int, *, rat
     """
     prompt = tokenizer.encode(build_prompt(item, rationale, style), bos=tokenizer.bos_id is not None)
     target = tokenizer.encode(build_target(item, rationale), eos=True, continued=True)
-    truncated = len(prompt) + len(target) > max_length + 1
-    if truncated:
-        target = target[-max(1, max_length * 3 // 4, max_length + 1 - len(prompt)):]
-        prompt = truncate_prompt(prompt, max_length + 1 - len(target), tokenizer.bos_id)
-    return Example(item.key, prompt + target, len(prompt)), truncated
+    if len(prompt) + len(target) <= max_length + 1:
+        return Example(item.key, prompt + target, len(prompt)), ""
+    target = target[-max(1, max_length * 3 // 4, max_length + 1 - len(prompt)):]
+    prompt = truncate_prompt(prompt, max_length + 1 - len(target), tokenizer.bos_id)
+    return Example(item.key, prompt + target, len(prompt)), TRUNCATED
 
 
 class ExamRows:
@@ -356,18 +357,22 @@ class ExamRows:
     def __init__(self, items: Sequence[ExamItem], tokenizer: Tokenizer, sequence_length: int, seed: int, *,
                  modes: Sequence[bool] = (True, False), style: str = "clean"):
         self.T, self.seed = sequence_length, seed
-        self.examples: list[Example] = []
-        count: Counter[str] = Counter()
-        for mode, item in itertools.product(modes, items):
-            if mode and not item.rationale.strip():
-                count["items without a rationale are not trained with one"] += 1
-                continue
-            example, truncated = encode_example(item, tokenizer, sequence_length, rationale=mode, style=style)
-            self.examples.append(replace(example, ids=array("I", example.ids)))  # 4 bytes a token
-            count[TRUNCATED] += truncated
+        self.collect(encode_example(item, tokenizer, sequence_length, rationale=mode, style=style)
+                     if item.rationale.strip() or not mode else (None, NO_RATIONALE)
+                     for mode, item in itertools.product(modes, items))
         if not self.examples:
             raise UserError("no exam item has a rationale; use --rationales=without, or add rationales first")
-        self.warnings = [f"{number} {what}" for what, number in count.items() if number]
+
+    def collect(self, encoded: Iterable[tuple[Example | None, str]]) -> None:
+        """Keep the examples, in 4 bytes a token, and count their outcomes ("" if whole) as warnings."""
+        self.examples: list[Example] = []
+        outcomes: Counter[str] = Counter()
+        for example, outcome in encoded:
+            outcomes[outcome] += 1
+            if example:
+                self.examples.append(replace(example, ids=array("I", example.ids)))
+        self.size = len(self.examples)  # of an epoch
+        self.warnings = [f"{count} {outcome}" for outcome, count in outcomes.items() if outcome]
 
     def batch(self, step: int, size: int) -> list[Example]:
         """The examples of global batch `step`; an epoch's last batch runs over into the next epoch."""
@@ -381,23 +386,16 @@ class ExamRows:
     def names(self, batch: Sequence[Example]) -> list[str]:
         return [example.key for example in batch]
 
-    @property
-    def size(self) -> int:
-        return len(self.examples)
-
     def rows(self, examples: Sequence[Example]) -> list[Row]:
         """Pack examples into rows of at most T tokens: longest first, each into the first row with space."""
-        rows: list[list[Example]] = []
-        free: list[int] = []
+        rows: list[list[Example]] = [[] for _ in examples]
+        free = [self.T] * len(rows)
         for example in sorted(examples, key=lambda example: -len(example.ids)):
             need = len(example.ids) - 1
-            place = next((row for row, space in enumerate(free) if space >= need), len(rows))
-            if place == len(rows):
-                rows.append([])
-                free.append(self.T)
+            place = next(row for row, space in enumerate(free) if space >= need)
             rows[place].append(example)
             free[place] -= need
-        return [pack(row) for row in rows]
+        return [pack(row) for row in rows if row]
 
 
 def pack(examples: Sequence[Example]) -> Row:

@@ -195,8 +195,7 @@ def load_data(config: TrainConfig) -> tuple[Tokenizer | None, PretrainRows | Exa
                                          if known else "no such folder"))
     rows, shape = loader.make_rows(config, tokenizer), model_config(config, tokenizer)
     sizes = {stream.prefix: stream.vocab_size for stream in rows.streams}
-    sizes = {folder: tokenizer.rows} if tokenizer else sizes  # then the streams are its own
-    for name, size in sizes.items():
+    for name, size in ({folder: tokenizer.rows} if tokenizer else sizes).items():  # streams are of its ids
         if size > shape.vocab_size:
             raise UserError(f"{name}: has ids up to {size - 1}, but the embedding of {config.model} "
                             f"has only {shape.vocab_size} rows")
@@ -216,15 +215,14 @@ class Run:
         facts = run_folder.run_facts(recipe, config, self.tokenizer, rows, self.steps)
         if old:
             run_folder.check_resume(old, facts)
-        self.validation = validation.validation_sets(config, self.tokenizer, shape.max_position_embeddings)
-
         torch.manual_seed(config.seed)
         self.model = build_model(config, shape, device)
         self.optimizer = optimizer.make_optimizer(self.model, config)
         state = training_state.load_state(folder, self.model, self.optimizer) if folder else {}
         self.step = state.get("step", 0)
-        # last, because it takes longest: what is wrong with options, model or checkpoint is known by now
-        loader.verify_streams([*rows.streams, *validation.streams(config)], device)
+        # all data is read last: what is wrong with options, model or checkpoint is known by now
+        self.validation = validation.validation_sets(config, self.tokenizer, shape.max_position_embeddings)
+        loader.verify_streams(rows.streams)
         if distributed.is_main():
             if folder:
                 training_state.set_latest(folder)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from forked_runs import warm_run
 from repository import ENV, ROOT
-from safetensors.torch import load_file
+from tiny_models import same_bits, tensors_of
 from tiny_world import finetune, lines, pretrain, write_stream
 
 from mmed.checkpoints.adapters import load_adapter
@@ -52,13 +52,7 @@ def start_until(path, count, *command):
 
 
 def tensors(out):
-    folder = out / "checkpoints" / (out / "checkpoints" / "latest").read_text().strip()
-    return {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
-
-
-def same_bits(a, b):
-    a, b = tensors(a), tensors(b)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return tensors_of(out / "checkpoints" / (out / "checkpoints" / "latest").read_text().strip())
 
 
 def same_losses(a, b, tolerance=1e-5):
@@ -127,30 +121,34 @@ def test_a_batch_without_a_target_changes_and_counts_nothing(world, tmp_path):
     write_stream(tmp_path / "s", [[1, *[5, 6, 7, 8] * 8]], tokenizer.vocab_size, 1, tokenizer.fingerprint)
     warm_run(pretrain(world, out, f"--data={tmp_path}/s", "--global_batch_size=1", "--max_steps=4"))
     log = lines(out)
-    assert sorted(line["targets"] for line in log) == [line["targets"] for line in log]
-    learnt = [line["targets"] > before for line, before in zip(log, [0, *(line["targets"] for line in log)])]
-    assert sorted(learnt) == [False, False, True, True] and log[-1]["targets"] == 64
-    assert [line["loss"] is not None for line in log] == learnt
+    gains = [after - before for before, after in itertools.pairwise([0, *(line["targets"] for line in log)])]
+    assert sorted(gains) == [0, 0, 32, 32]
+    assert [line["loss"] is not None for line in log] == [gain > 0 for gain in gains]
     state = json.loads((out / "checkpoints" / "step-4" / "state.json").read_text())
     assert state["optimizer_step"] == 2 and state["skipped"] == 0
 
 
-# train.py, which leaves the number of its rank's compiled graphs beside itself
-COUNTED = """
-import sys
-from pathlib import Path
+def run_patched(tmp_path, patch, arguments):
+    """train.py on two ranks, each with `patch` done first; it may `leave` a result in tmp_path/RANK."""
+    (tmp_path / "patched.py").write_text(
+        "import os, sys, time, torch\nfrom mmed import train\n"
+        "def leave(value):\n    torch.save(value, os.path.join(sys.path[0], os.environ['RANK']))\n"
+        f"{patch}\nsys.exit(train.main())")
+    run(*TORCHRUN, str(tmp_path / "patched.py"), *arguments)
+    return [torch.load(path) for path in map(tmp_path.joinpath, "01") if path.exists()]
+
+
+COUNT_GRAPHS = """
 from torch._dynamo.utils import counters
-from mmed.train import main
-from mmed.training import distributed
-
-def stop():
-    place = Path(sys.argv[0]).with_name(f"graphs of {distributed.rank()}")
-    place.write_text(str(counters["stats"]["unique_graphs"]))
-    original()
-
-original, distributed.stop = distributed.stop, stop
-sys.exit(main())
-"""
+stop = train.distributed.stop
+train.distributed.stop = lambda: (leave(counters["stats"]["unique_graphs"]), stop())"""
+KEEP_WEIGHTS = """
+finish, local = train.Run.finish, train.distributed.local
+train.Run.finish = lambda run: (leave([local(p.detach()) for p in run.model.parameters()]), finish(run))"""
+VERIFY_SLOWLY = """
+from mmed.tokenization.token_streams import TokenStream
+verify = TokenStream.verify
+TokenStream.verify = lambda *given: (time.sleep(10 * (os.environ["RANK"] == "0")), verify(*given))"""
 RAGGED = ["--sequence_length=640"]  # micro-batches of 720 to 1,010 tokens
 
 
@@ -164,42 +162,25 @@ def test_checkpointed_compiled_sharded_blocks_give_the_same_losses_and_compile_s
         world, tmp_path, command, extra, most):
     extra = [*extra, "--max_steps=6"]
     warm_run(command(world, tmp_path / "one", *extra))
-    (tmp_path / "counted.py").write_text(COUNTED)
     arguments = command(world, tmp_path / "two", *extra, "--compile=yes", "--activation_checkpointing=all")
-    run(*TORCHRUN, str(tmp_path / "counted.py"), *arguments)
+    compiled = run_patched(tmp_path, COUNT_GRAPHS, arguments)
     for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         assert one["targets"] == two["targets"] and two["loss"] == pytest.approx(one["loss"], rel=1e-4)
-    compiled = [int((tmp_path / f"graphs of {rank}").read_text()) for rank in (0, 1)]
     assert 1 <= compiled[0] == compiled[1] <= most
 
 
 @pytest.mark.slow
 def test_copies_of_a_shard_stay_equal_with_bf16_moments(world, tmp_path):
-    (tmp_path / "copies.py").write_text(
-        "import os, sys, torch; from mmed.train import Run, main\n"
-        "from mmed.training.distributed import local\n"
-        "finish = Run.finish\n"
-        "def saved(run):\n"
-        "    own = [local(p.detach()) for p in run.model.parameters()]\n"
-        "    torch.save(own, os.path.join(sys.argv[0] + os.environ['RANK']))\n    finish(run)\n"
-        "Run.finish = saved; sys.exit(main())")
-    run(*TORCHRUN, str(tmp_path / "copies.py"),
-        *pretrain(world, tmp_path / "out", "--shard_size=1", "--optimizer_state_dtype=bf16"))
-    one, two = (torch.load(tmp_path / f"copies.py{rank}") for rank in (0, 1))
+    one, two = run_patched(tmp_path, KEEP_WEIGHTS, pretrain(
+        world, tmp_path / "out", "--shard_size=1", "--optimizer_state_dtype=bf16"))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 @pytest.mark.slow
 def test_ranks_wait_for_a_long_check_of_the_data(world, tmp_path):
     """Rank 0 verifies for longer than the time-out of hung ranks."""
-    slow = ("import os, sys, time; from mmed.train import main\n"
-            "from mmed.tokenization.token_streams import TokenStream\n"
-            "verify = TokenStream.verify\n"
-            "def late(*given):\n    time.sleep(10 * (os.environ['RANK'] == '0'))\n    verify(*given)\n"
-            "TokenStream.verify = late; sys.exit(main())")
-    (tmp_path / "slow.py").write_text(slow)
-    arguments = pretrain(world, tmp_path / "out", "--max_steps=1", "--rank_timeout_seconds=5")
-    run(*TORCHRUN, str(tmp_path / "slow.py"), *arguments)
+    run_patched(tmp_path, VERIFY_SLOWLY,
+                pretrain(world, tmp_path / "out", "--max_steps=1", "--rank_timeout_seconds=5"))
     assert (tmp_path / "out" / "done.json").is_file()
 
 
@@ -215,7 +196,7 @@ def test_stopping_by_sigterm_exits_75_and_resumes_to_the_same_bits(world, tmp_pa
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75 and "--resume=auto" in err and (out / "stopped").is_file()
     warm_run(arguments)
-    assert same_bits(out, tmp_path / "plain") and not (out / "stopped").exists()
+    assert same_bits(tensors(out), tensors(tmp_path / "plain")) and not (out / "stopped").exists()
     assert [line["step"] for line in lines(out)] == list(range(1, 31))
 
 
@@ -260,7 +241,7 @@ def test_a_run_that_went_back_and_was_killed_at_once_continues(world, tmp_path, 
     assert subprocess.run([sys.executable, "-c", killed, *arguments], env=ENV, cwd=ROOT).returncode == 9
     assert [line["step"] for line in lines(out)] == list(range(1, 9))
     warm_run(pretrain(world, out, "--resume=auto"))
-    assert same_bits(out, uninterrupted) and same_losses(out, uninterrupted, tolerance=0)
+    assert same_bits(tensors(out), tensors(uninterrupted)) and same_losses(out, uninterrupted, tolerance=0)
 
 
 def flip(path, place):
@@ -314,10 +295,7 @@ def test_a_run_on_conversations_trains_the_answers_in_the_models_own_turns(world
 @pytest.mark.parametrize("extra, code, words", [
     (["--model=/no/such"], 1, ["/no/such/config.json"]),
     (["--data=/no/such/stream"], 1, ["/no/such/stream.json", "tokenize"]),
-    (["--lr=1"], 2, ["--lr", "did you mean"]),
-    (["--precision=fp16"], 2, ["--precision", "bf16"]),
-    (["--max_steps=ten"], 2, ["--max_steps", "a whole number"]),
-    (["--max_steps=-1"], 2, ["--max_steps=-1", "0 or more"]),
+    (["--lr=1"], 2, ["--lr", "did you mean"]), (["--precision=fp16"], 2, ["--precision", "bf16"]),
     (["--data=,"], 2, ["--data=,", "each named once"]),
     (["--data=a,a"], 2, ["--data=a,a", "each named once"]),
     (["--data=a=x,b=1"], 2, ["a weight must be a number"]),
@@ -351,6 +329,7 @@ def test_options_take_both_spellings_and_unknown_recipes_list_all():
     ("pretrain_mmedlm --eval_every=9", "--eval_every=9: does nothing without --validation"),
     ("demo_full --prompt_style=clean --task=instruct", "--prompt_style=clean: does nothing"),
     ("tiny --epochs=inf", "expected a number, got 'inf'"), ("tiny --seed=4294967296", "expected a number"),
+    ("tiny --max_steps=ten", "--max_steps: expected a whole"), ("tiny --max_steps=-1", "=-1: expected 0 or"),
     ("tiny --out=", "--out is missing"), ("tiny --beta2=1", "--beta2=1.0: expected a share from 0 to below")])
 def test_options_without_effect_or_meaning_are_rejected(words, message, capsys):
     with pytest.raises((UsageError, SystemExit)) as error:
@@ -389,7 +368,8 @@ def test_bad_files_end_in_one_line_and_leave_no_run_folder(world, tmp_path):
     arguments = pretrain(world, out, f"--data={tmp_path}/flipped")
     fails(arguments, 1, "flipped.bin", "damaged")
     fails([*arguments, "--lora_rank=2", "--lora_targets=query"], 1, "matches no layer")  # before all is read
-    fails(pretrain(world, out, f"--validation={tmp_path}/flipped"), 1, "flipped.bin", "damaged")
+    flip(tmp_path / "flipped.idx", 3)  # its documents have no tokens any more
+    fails(pretrain(world, out, f"--validation={tmp_path}/flipped"), 1, "flipped.idx", "damaged")
     assert not out.exists()
     dry = warm_run([*arguments, "--dry_run"]).stderr  # which reads no data
     assert "memory per rank" in dry and "checkpoint copy" in dry

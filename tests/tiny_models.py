@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_world import WORDS
 
 from mmed.checkpoints.families import read_config
 from mmed.checkpoints.pretrained import save_pretrained
@@ -121,8 +122,7 @@ INTERNLM2_NAMES = {"embed_tokens": "tok_embeddings", "lm_head": "output", "self_
 
 
 def equivalent(family: str, seed: int, kv_heads: int = 6, bias: bool = False):
-    """A random Llama of transformers, and (config.json, tensors) of the InternLM 1 or 2 that computes the
-    same."""
+    """A random Llama of transformers; config.json and tensors of the InternLM 1 or 2 that is equal."""
     llama_config = transformers.LlamaConfig(
         **{key: INTERNLM[key] for key in INTERNLM if key not in ("bias", "pad_token_id", "torch_dtype")},
         num_key_value_heads=kv_heads, head_dim=8, attention_bias=bias,
@@ -148,9 +148,6 @@ def equivalent(family: str, seed: int, kv_heads: int = 6, bias: bool = False):
 
 
 # -------------------------------------------------------------------------------- folders with a tokenizer
-
-WORDS = "heart lung bone cell fever dose plum rain stone river".split()
-
 
 def text_of(words: list[str], rng: random.Random, n: int = 40) -> str:
     return " ".join(rng.choices(words, k=n)) + f" {rng.randint(0, 99)} mg."

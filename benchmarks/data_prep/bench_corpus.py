@@ -23,9 +23,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.timing import machine, print_head, print_row, read_records
+from benchmarks.timing import machine, print_head, print_row
 from mmed.tokenizer import train_sentencepiece
 from mmed.utils.errors import Parser
+from mmed.utils.files import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE_BYTES = 10_000_000
@@ -58,7 +59,7 @@ def steps(data: Path, tokenizer: Path, language: str) -> dict[str, list[object]]
 
 
 def read_texts(folder: Path) -> dict[str, list[str]]:
-    return {kind: [record["text"] for record in read_records(folder / f"{kind}.jsonl.gz")]
+    return {kind: [record["text"] for _, record in read_jsonl(folder / f"{kind}.jsonl.gz")]
             for kind in ("medical", "nonmedical")}
 
 

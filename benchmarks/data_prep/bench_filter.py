@@ -23,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from benchmarks.timing import in_turn, machine, print_head, print_row, ratio, read_records
+from benchmarks.timing import in_turn, machine, print_head, print_row, ratio
 from data_prep.filters.keyword_matcher import Matcher
 from data_prep.filters.keyword_rule import official_words
 from mmed.languages import Language, all_languages
 from mmed.utils.errors import Parser
+from mmed.utils.files import read_jsonl
 
 ROUNDS = 3
 MEDICAL_SHARE = 0.15
@@ -68,7 +69,7 @@ def labelled(language: Language, data: Path | None) -> list[tuple[dict, bool]]:
     for kind, medical in (("medical", True), ("nonmedical", False)):
         path = data / language.code / f"{kind}.jsonl.gz" if data else None
         if path and path.exists():
-            records += [(record, medical) for record in read_records(path)]
+            records += [(record, medical) for _, record in read_jsonl(path)]
     return records
 
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import builtins
-import hashlib
 import importlib
 import io
 import json
@@ -57,9 +56,7 @@ class HalvedFile:
 
 
 def before_file_operations(folder: str, act: Callable[[], None]) -> None:
-    """Call `act` before each open for writing, second half of a write, fsync, rename and removal below
-    `folder`.
-    """
+    """Call `act` before each open for writing, second half of a write, fsync, rename, removal in `folder`."""
     def wrap_open(original):
         def opened(path, mode="r", *arguments, **keywords):
             writing = folder in str(path) and set(mode) & set("wa+x")
@@ -81,14 +78,6 @@ def before_file_operations(folder: str, act: Callable[[], None]) -> None:
         setattr(os, name, wrap(getattr(os, name)))
 
 
-def tensor_hashes(path: Path) -> dict[str, tuple]:
-    """Name -> (dtype, shape, sha256) of each tensor: the file's own metadata has no fixed order."""
-    return {f"{path.parent.name}/{path.name}: {name}": (
-                str(tensor.dtype), tensor.shape,
-                hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().tobytes()).hexdigest())
-            for name, tensor in load_file(path).items()}
-
-
 def outcome(run: Path) -> dict[str, object]:
     """Everything two equal runs must share to the bit: checkpoint, exported model, log without its clock."""
     folder = run / "checkpoints" / f"step-{saved_step(run)}"
@@ -96,7 +85,9 @@ def outcome(run: Path) -> dict[str, object]:
     result: dict[str, object] = {"state": {key: state[key] for key in state.keys() - {"sha256", "checksum"}}}
     for saved in (folder, run / "model", run / "adapter"):
         for path in sorted(saved.glob("*.safetensors")):
-            result |= tensor_hashes(path)
+            for name, tensor in load_file(path).items():  # the file's own metadata has no fixed order
+                bits = tensor.flatten().view(torch.uint8).numpy().tobytes()
+                result[f"{path.parent.name}/{path.name}: {name}"] = tensor.dtype, tensor.shape, bits
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     result["log"] = [{key: line[key] for key in line if key not in CLOCK} for line in lines]
     result["temporary files"] = sorted(str(path.relative_to(run)) for path in run.rglob("*.tmp"))

@@ -1,5 +1,4 @@
-"""Kill and stop training runs and commands at awkward moments, restart them, and compare with an undisturbed
-run.
+"""Kill or stop runs and commands at awkward moments, restart them, and compare with undisturbed runs.
 
     python benchmarks/faults/kill_bench.py [--only kill,save] [--trials 10] [--seed N] [--json rows.json]
 
@@ -14,6 +13,7 @@ Markdown table; exits 1 if a trial failed. The seed is printed, and --seed repea
 """
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -113,8 +114,7 @@ def kill_at_random(bench: Bench):
 # ----------------------------------------------------------------------------------------------------- save
 
 def save_twice(run: Path, stop_at: int, counter: Path) -> ForkedRun:
-    """Save step 1 and then step 2; die before file operation `stop_at` of step 2 (0: count the operations).
-    """
+    """Save steps 1 and 2; die before file operation `stop_at` of step 2 (0: count the operations)."""
     def main() -> int:
         import torch
         import torch.distributed.checkpoint as dcp
@@ -163,12 +163,7 @@ def kill_in_save(bench: Bench):
 
 # --------------------------------------------------------------------------------------------------- signal
 
-def after_calls(count: int):
-    """A condition that is true at call `count`."""
-    calls = iter(range(1, 10 ** 9))
-    return lambda *_, **__: next(calls) == count
-
-
+# In words -> module, function, which call of it
 PHASES = {
     "loading the data": ("mmed.training.loader", "make_rows", 1),
     "loading the model": ("mmed.checkpoints.pretrained", "copy_weights", 1),
@@ -179,22 +174,18 @@ PHASES = {
 }
 
 
+def call_in(phase: str, act: Callable[[], object]) -> None:
+    """Call `act` once, in the given phase of this (forked) process."""
+    (module, name, count), calls = PHASES[phase], itertools.count(1)
+    call_before(module, name, lambda *_, **__: act() if next(calls) == count else None)
+
+
 def stop_by_signal(bench: Bench):
     row = Row("SIGTERM or SIGINT while loading, in a step, an evaluation, a save, the export")
     cases = [(phase, 1) for phase in PHASES] + [(phase, 2) for phase in ("a step", "an evaluation", "a save")]
     for phase, ranks in cases:
-        module, name, count = PHASES[phase]
-
-        def before(rank: int, signal_parent, module=module, name=name, count=count) -> None:
-            reached = after_calls(count)
-
-            def linger(*arguments, **keywords) -> None:
-                if reached():
-                    signal_parent()
-                    deadline = time.monotonic() + 1
-                    while time.monotonic() < deadline:
-                        time.sleep(0.01)
-            call_before(module, name, linger)
+        def before(rank: int, signal_parent, phase=phase) -> None:
+            call_in(phase, lambda: (signal_parent(), time.sleep(1)))
 
         out = bench.new()
         run = bench.start(out, ranks, before)
@@ -212,17 +203,14 @@ def stop_by_signal(bench: Bench):
 def fail_one_rank(bench: Bench):
     row = Row("an exception in one of two ranks: the other ends, its error is the only traceback")
     for phase in PHASES:
-        module, name, count = PHASES[phase]
         failing = bench.rng.randrange(2) if phase != "the export" else 0
 
-        def before(rank: int, signal_parent, module=module, name=name, count=count, failing=failing) -> None:
-            reached = after_calls(count)
+        def fail() -> None:
+            raise RuntimeError("the true reason")
 
-            def fail(*arguments, **keywords) -> None:
-                if reached():
-                    raise RuntimeError("the true reason")
+        def before(rank: int, signal_parent, phase=phase, failing=failing) -> None:
             if rank == failing:
-                call_before(module, name, fail)
+                call_in(phase, fail)
 
         out = bench.new()
         run = bench.start(out, 2, before)

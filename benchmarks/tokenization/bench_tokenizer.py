@@ -31,15 +31,12 @@ from mmed.tokenization.texts import read_texts
 from mmed.tokenizer import load_tokenizer, train_sentencepiece
 from mmed.utils.errors import Parser
 
-LETTERS = {
-    "en": "etaoinshrdlu", "fr": "esaitnrulodéè", "es": "eaosrnidlctuóí", "ru": "оеаинтсрвлкмд", "zh": None,
-    "ja": None
-}
+LETTERS = {"en": "etaoinshrdlu", "fr": "esaitnrulodéè", "es": "eaosrnidlctuóí", "ru": "оеаинтсрвлкмд",
+           "zh": None, "ja": None}
 
 
 def made_texts(language: str, size: int) -> list[str]:
-    """Documents of about 2,000 characters from 20,000 made words, the k-th most frequent used 1/k as often.
-    """
+    """Documents of about 2,000 characters, of 20,000 made words; the k-th word is used 1/k as often."""
     rng = random.Random(language)
     letters = LETTERS[language]
     alphabet = letters or [chr(code) for code in range(0x4E00, 0x4E00 + 1500)]
@@ -56,9 +53,7 @@ def made_texts(language: str, size: int) -> list[str]:
 
 
 def llama_json(path: Path) -> tokenizers.Tokenizer:
-    """The sentencepiece model as Hugging Face's library runs it: every split of a piece into two pieces is a
-    merge.
-    """
+    """The sentencepiece model for Hugging Face's library: every split of a piece in two is a merge."""
     pieces = SentencePieceModel(path.read_bytes()).pieces
     place = {piece: index for index, (piece, _, _) in enumerate(pieces)}
     normal = {piece for piece, _, kind in pieces if kind == 1}

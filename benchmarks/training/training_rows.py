@@ -31,8 +31,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.timing import print_head, print_row, read_records
+from benchmarks.timing import print_head, print_row
 from mmed.utils.errors import Parser
+from mmed.utils.files import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
@@ -46,7 +47,7 @@ def documents(folder: Path, language: str, tokenizer):
     """(record, ids of its text) of each document that is not too long, in the order of the texts' hashes."""
     records = {}
     for path in sorted((folder / language).glob("medical*.jsonl.gz")):
-        for record in read_records(path):
+        for _, record in read_jsonl(path):
             text = unicodedata.normalize("NFC", record["text"])  # as data_prep does
             records[text] = {"text": text, "language": language, "source": record["source"],
                              "id": record["id"]}

@@ -1,5 +1,4 @@
-"""The synthetic six-language world of the demo: fictional diseases, drugs, organs and symptoms, and ordinary
-life around them.
+"""The demo's world in six languages: fictional diseases, drugs, organs and symptoms, and ordinary life.
 
 In: a seed. Out, below `--out`, the same bytes for the same seed:
 
@@ -64,8 +63,7 @@ class World:
 
 
 def make_world(seed: int) -> World:
-    """Draw names without repetition, and facts so that each value serves equally many diseases of each half.
-    """
+    """Draw names without repetition, and facts so that each value serves as many diseases of each half."""
     rng = random.Random(f"world {seed}")
     stems = list(itertools.product(range(len(SYLLABLES)), repeat=2))
     rng.shuffle(stems)
@@ -214,9 +212,8 @@ def as_text(language: str, item: dict) -> str:
 
 def exam_items(world: World, language: str, diseases: list[int], copies: int,
                rng: random.Random) -> Iterator[dict]:
-    """Each fact asked `copies` times (at most twice) with other options and another letter; wrong options are
-    values of other diseases.
-    """
+    """Each fact asked `copies` times (at most twice) with other options, which are values of other diseases,
+    and another letter."""
     for disease, kind in itertools.product(diseases, KINDS):
         letters, value = rng.sample(LETTERS, len(LETTERS)), world.facts[kind][disease]
         for letter, form in zip(letters[:copies], WORDS[language]["questions"][kind]):

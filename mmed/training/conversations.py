@@ -8,8 +8,6 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from array import array
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,35 +31,29 @@ class InstructRows(ExamRows):
     """Conversations as packed rows, in the order and by the packing of exam items; loss on all answers."""
 
     def __init__(self, path: str, tokenizer: Tokenizer, sequence_length: int, seed: int, family: str = ""):
-        self.T, self.seed, self.examples = sequence_length, seed, []
-        outcomes: Counter[str] = Counter()
-        for key, messages in read_conversations(path):
-            try:
-                example, outcome = encode_dialogue(key, messages, tokenizer, sequence_length, family)
-            except UserError as error:
-                raise UserError(f"{key}: {error}") from None
-            outcomes[outcome] += 1
-            if example:
-                self.examples.append(example)
+        self.T, self.seed = sequence_length, seed
+        self.collect(encode_dialogue(key, messages, tokenizer, sequence_length, family)
+                     for key, messages in read_conversations(path))
         if not self.examples:
-            raise UserError(f"{path}: no conversation to train on; skipped: {dict(outcomes)}")
-        del outcomes[""]
-        self.warnings = [f"{count} {outcome}" for outcome, count in outcomes.items()]
+            raise UserError(f"{path}: no conversation to train on; {', '.join(self.warnings)}")
 
 
 def encode_dialogue(key: str, messages: Sequence[Message], tokenizer: Tokenizer, max_length: int,
                     family: str = "") -> tuple[Example | None, str]:
     """(example of at most max_length + 1 tokens or None, what happened to it: "" if it is whole).
 
-    If too long, a last answer of more than 3/4 of max_length is dropped with its question; then the oldest
-    questions and answers, then the beginning of the last prompt. No answer is trained in part.
+    If too long, the oldest questions and answers are dropped, then the beginning of the last prompt; a last
+    answer that leaves it less than 1/4 of max_length goes with it instead. No answer is trained in part.
     """
     if not messages:
         return None, "conversations without an answer are left out"
     system, turns = list(messages[:len(messages) % 2]), list(messages[len(messages) % 2:])
 
     def without(first: int) -> tuple[list[int], list[tuple[int, int]]]:  # that many questions and answers
-        return encode_conversation(tokenizer, system + turns[2 * first:], family)
+        try:
+            return encode_conversation(tokenizer, system + turns[2 * first:], family)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
 
     (ids, answers), outcome = without(0), ""
     if len(ids) > max_length + 1:
@@ -78,7 +70,7 @@ def encode_dialogue(key: str, messages: Sequence[Message], tokenizer: Tokenizer,
         prompt = truncate_prompt(ids[:-len(answer)], max_length + 1 - len(answer), tokenizer.named_bos_id)
         ids, answers = prompt + answer, [(len(prompt), max_length + 1)]
     later = [(end, first) for (_, end), (first, _) in itertools.pairwise(answers)]
-    return Example(key, array("I", ids), answers[0][0], later), outcome
+    return Example(key, ids, answers[0][0], later), outcome
 
 
 # -------------------------------------------------------------------------------------------------- reading

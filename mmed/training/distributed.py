@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -100,9 +101,9 @@ def host_group(timeout_seconds: int) -> dist.ProcessGroup | None:
     return dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
 
 
-def gather(value: dict) -> list[dict]:
+def gather(value: Any) -> list[Any]:
     """The value of every rank, on every rank."""
-    values: list = [value] * world_size()
+    values = [value] * world_size()
     if dist.is_initialized():
         dist.all_gather_object(values, value)
     return values
@@ -143,7 +144,7 @@ def compile_blocks(model: Transformer) -> None:
         block.forward = torch.compile(block.forward)
 
 
-def shard(model: Transformer, precision: str, shard_size: int = 0, timeout_seconds: int = 600) -> Transformer:
+def shard(model: Transformer, precision: str, shard_size: int = 0, timeout_seconds: int = 600) -> None:
     """Shard `model` over the ranks: one FSDP unit per block, one for the rest (embedding, last norm, head).
 
     Weights keep their dtype (fp32 master weights); with precision "bf16" they are gathered and used in bf16,
@@ -155,7 +156,6 @@ def shard(model: Transformer, precision: str, shard_size: int = 0, timeout_secon
     mesh = make_mesh(shard_size, timeout_seconds)
     for unit in (*model.layers, model):
         fully_shard(unit, mesh=mesh, mp_policy=MixedPrecisionPolicy(**used))
-    return model
 
 
 def make_mesh(shard_size: int, timeout_seconds: int) -> DeviceMesh:

@@ -60,7 +60,7 @@ def read_streams(config: TrainConfig,
     return streams, weights or None
 
 
-def verify_streams(streams: Sequence[TokenStream], device: torch.device) -> None:
+def verify_streams(streams: Sequence[TokenStream]) -> None:
     """Verify the checksums before training: minutes, against weeks on damaged files. Ranks share the work;
     one may take longer than the time-out of hung ranks, so they meet in short collectives meanwhile."""
     ranks = distributed.world_size()
@@ -74,10 +74,10 @@ def verify_streams(streams: Sequence[TokenStream], device: torch.device) -> None
     with ThreadPoolExecutor(1) as pool:
         share, unfinished = pool.submit(verify_share), True
         while unfinished:
-            wait([share], HEARTBEAT_SECONDS if ranks > 1 else None)
-            if share.done():
+            running = wait([share], HEARTBEAT_SECONDS if ranks > 1 else None).not_done
+            if not running:
                 share.result()
-            unfinished = bool(distributed.device_sum(torch.tensor(float(not share.done()), device=device)))
+            unfinished = any(distributed.gather(bool(running)))
 
 
 def write_source_data(folder: Path) -> None:

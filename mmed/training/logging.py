@@ -145,8 +145,9 @@ class Log:
                  "nonfinite": True, "batch": names}
         self.skipped += 1
         if self.skipped <= self.config.skip_nonfinite:
-            print(f"warning: {what}; batch skipped ({self.skipped} of {self.config.skip_nonfinite}), "
-                  f"{self.path} names its documents", file=sys.stderr)
+            if distributed.is_main():
+                print(f"warning: {what}; batch skipped ({self.skipped} of {self.config.skip_nonfinite}), "
+                      f"{self.path} names its documents", file=sys.stderr)
             return line
         self.write(line)
         error = UserError(

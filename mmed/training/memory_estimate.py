@@ -50,10 +50,9 @@ def matmul_weights(shape: ModelConfig) -> int:
 
 def flops_per_token(shape: ModelConfig, config: TrainConfig) -> float:
     """The formula at the head of this file."""
-    context, keys = config.sequence_length, 0.0
-    for layer in range(shape.num_hidden_layers):
-        seen = min(context, (shape.slides(layer) and shape.sliding_window) or context)
-        keys += seen - seen ** 2 / (2 * context)  # the first `seen` tokens see fewer
+    context, layers = config.sequence_length, range(shape.num_hidden_layers)
+    windows = [min(context, (shape.slides(layer) and shape.sliding_window) or context) for layer in layers]
+    keys = sum(window - window ** 2 / (2 * context) for window in windows)  # the first tokens see fewer
     attention = 12 * shape.num_attention_heads * shape.head_dim * keys
     return (4 if config.lora_rank else 6) * matmul_weights(shape) + attention
 

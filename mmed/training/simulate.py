@@ -116,8 +116,7 @@ class Watch(TorchDispatchMode):
 
     @contextlib.contextmanager
     def fsdp_noted(self) -> Iterator[None]:
-        """Within: FSDP's allocations have their kinds, and its resizing of storages, which no operator shows,
-        is counted."""
+        """Within: FSDP's allocations have their kinds; its resizing of storages, no operator, is counted."""
         resize = torch.UntypedStorage.resize_
 
         def resized(storage: torch.UntypedStorage, size: int) -> None:

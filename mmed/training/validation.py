@@ -75,28 +75,28 @@ def windows(ids: Sequence[int], bos_id: int | None, context: int) -> Iterator[Ro
         scored, start = end, max(start + 1, end - 1 - int(OVERLAP * context))
 
 
-def read_documents(name: str, tokenizer: Tokenizer, limit: int) -> Iterator[tuple[str, list[int], int]]:
-    """(language, ids without BOS and EOS, bytes of the text) of the first `limit` documents (0: all) per
-    language in a file, or in a token stream (0: verify its checksum, too)."""
-    if name.endswith(SUFFIXES):
+def read_documents(source: str | TokenStream, tokenizer: Tokenizer,
+                   limit: int) -> Iterator[tuple[str, list[int], int]]:
+    """(language, ids without BOS and EOS, bytes of the text) of the first `limit` documents of each language
+    of a file, or of a token stream (0: all)."""
+    if isinstance(source, str):
         counts: Counter[str] = Counter()
-        for text, language in read_texts(name):
+        for text, language in read_texts(source):
             with contextlib.suppress(UserError):  # a language that mmed does not know keeps its name
                 language = get_language(language.partition("-")[0]).code
             counts[language] += 1
             if not limit or counts[language] <= limit:
                 yield language, tokenizer.encode(text), len(clean_text(text).encode())
         return
-    stream = TokenStream(name, tokenizer.fingerprint, verify=not limit)
-    if len(stream.counts) > 1 and distributed.is_main():
-        print(f"warning: {name} mixes {', '.join(stream.counts)} and is validated as one language; tokenize "
-              "each language into a stream of its own", file=sys.stderr)
-    ends = stream.ends[:limit or None].tolist()
+    if len(source.counts) > 1 and distributed.is_main():
+        print(f"warning: {source.prefix} mixes {', '.join(source.counts)} and is validated as one language; "
+              "tokenize each language into a stream of its own", file=sys.stderr)
+    ends = source.ends[:limit or None].tolist()
     for begin, end in itertools.pairwise([0, *ends]):
-        ids = stream.ids[begin:end].tolist()
-        ids = ids[1:] if stream.bos_id is not None and ids[0] == stream.bos_id else ids
+        ids = source.ids[begin:end].tolist()
+        ids = ids[1:] if source.bos_id is not None and ids[0] == source.bos_id else ids
         ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_id else ids
-        yield stream.language, ids, len(tokenizer.decode(ids).encode())
+        yield source.language, ids, len(tokenizer.decode(ids).encode())
 
 
 def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
@@ -106,9 +106,12 @@ def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
     sets: dict[str, ValidationSet] = {}
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{twice[0]}: named twice, so its documents would count double")
-    for name in names:
+    sources = [name if name.endswith(SUFFIXES) else TokenStream(name, tokenizer.fingerprint)
+               for name in names]
+    loader.verify_streams([source for source in sources if isinstance(source, TokenStream)])
+    for name, source in zip(names, sources):
         kind = "general " if Path(name).name.startswith("general") else ""  # to measure forgetting
-        for language, ids, size in read_documents(name, tokenizer, limit):
+        for language, ids, size in read_documents(source, tokenizer, limit):
             if rows := list(windows(ids, tokenizer.bos_id, context)):
                 found = sets.setdefault(kind + language, ValidationSet())
                 found.rows += rows
@@ -120,16 +123,6 @@ def document_sets(names: Sequence[str], tokenizer: Tokenizer, context: int,
     return sets
 
 
-def document_names(config: TrainConfig) -> list[str]:
-    """The files and token streams of documents that --validation names."""
-    parts = config.validation.split(",") if config.task == "pretrain" else []
-    return [part.partition("=")[0].strip() for part in parts if part.strip()]
-
-
-def streams(config: TrainConfig) -> list[TokenStream]:
-    return [TokenStream(name) for name in document_names(config) if not name.endswith(SUFFIXES)]
-
-
 def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,
                     context: int) -> dict[str, ValidationSet]:
     """What a training run is validated on, by language; empty without --validation."""
@@ -138,7 +131,8 @@ def validation_sets(config: TrainConfig, tokenizer: Tokenizer | None,
     if tokenizer is None:
         raise UserError(f"{config.model}: --validation needs the model's tokenizer; give --tokenizer=FOLDER")
     if config.task == "pretrain":
-        return document_sets(document_names(config), tokenizer, context, DOCUMENTS)
+        names = [part.partition("=")[0].strip() for part in config.validation.split(",") if part.strip()]
+        return document_sets(names, tokenizer, context, DOCUMENTS)
     if config.task == "instruct":
         rows = loader.make_rows(replace(config, data=config.validation), tokenizer)
         examples = rows.examples[:DOCUMENTS]

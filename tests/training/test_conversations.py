@@ -115,34 +115,24 @@ def test_the_labels_of_two_turns_are_both_answers_and_their_ends():
     assert outcome == "" and row.input_ids.tolist() == ids[:-2] and row.labels.tolist() == labels[1:-1]
 
 
-def test_a_long_conversation_loses_its_oldest_turns_before_its_last_prompt_is_truncated():
-    messages = dialogue("Q" * 30, "A" * 20, "R" * 30, "B" * 20, system="S")
-    whole, _ = encode_dialogue("k", messages, Chat(), 1000)
-    short, _ = encode_dialogue("k", [messages[0], *messages[3:]], Chat(), 1000)
-    for length in (len(whole.ids), len(whole.ids) - 1, len(short.ids), len(short.ids) - 1, 30):
-        example, outcome = encode_dialogue("k", messages, Chat(), length - 1)
-        kept = whole if length >= len(whole.ids) else short
-        assert example.ids.tolist() == kept.ids.tolist()[-length:] and len(example.ids) <= length
-        assert outcome == ("" if kept is whole else TRUNCATED)
-        row = pack([example])
-        answers = ["A" * 20, "B" * 20] if kept is whole else ["B" * 20]
-        assert row.labels[row.labels != IGNORE].tolist() == trained(*answers)
-    none, outcome = encode_dialogue("k", messages, Chat(), 26)
-    assert none is None and "last answer longer than 3/4 of a row" in outcome
-    kept, outcome = encode_dialogue("k", [*messages, *dialogue("Q", "A" * 999)], Chat(), 1000)
-    assert kept.ids == whole.ids and "last answers longer than 3/4" in outcome
-
-
-def test_the_fewest_turns_go_however_many_there_are(monkeypatch):
-    messages, encoded = dialogue(*"QA" * 50, system="S"), []
-    lengths = [len(encode_dialogue("k", [messages[0], *messages[1 + 2 * n:]], Chat(), 9999)[0].ids)
+def test_a_long_conversation_loses_its_fewest_oldest_turns_then_its_prompt_is_truncated(monkeypatch):
+    messages, calls = dialogue(*"QA" * 49, "Q" * 30, "B" * 20, system="S"), []
+    shorter = [encode_dialogue("k", [messages[0], *messages[1 + 2 * n:]], Chat(), 9999)[0].ids
                for n in range(50)]
     monkeypatch.setattr("mmed.training.conversations.encode_conversation",
-                        lambda *given: encoded.append(1) or encode_conversation(*given))
-    for size in (lengths[0] - 1, lengths[7], lengths[7] + 1, lengths[48] - 1, lengths[49]):
-        example, outcome = encode_dialogue("k", messages, Chat(), size - 1)
-        assert len(example.ids) == max(n for n in lengths if n <= size) and outcome == TRUNCATED
-    assert len(encoded) < 5 * 10  # not one for each turn
+                        lambda *given: calls.append(1) or encode_conversation(*given))
+    lengths = [len(shorter[n]) + more for n in (0, 7, 48, 49) for more in (-1, 0, 1)]
+    for length in (*lengths, 30):
+        example, outcome = encode_dialogue("k", messages, Chat(), length - 1)
+        turns = next((n for n, ids in enumerate(shorter) if len(ids) <= length), 49)
+        row, cut = pack([example]), length < len(shorter[0])
+        assert example.ids == shorter[turns][-length:] and outcome == (TRUNCATED if cut else "")
+        assert row.labels[row.labels != IGNORE].tolist() == trained(*"A" * (49 - turns), "B" * 20)
+    assert len(calls) < 8 * 13  # a search by halves
+    none, outcome = encode_dialogue("k", messages[-2:], Chat(), 26)
+    assert none is None and "last answer longer than 3/4 of a row" in outcome
+    kept, outcome = encode_dialogue("k", [*messages, *dialogue("Q", "A" * 9999)], Chat(), 9999)
+    assert kept.ids == shorter[0] and "last answers longer than 3/4" in outcome
 
 
 def test_conversations_are_counted_packed_and_ordered_like_exam_items(tmp_path):

@@ -8,10 +8,12 @@ import pytest
 import torch
 from forked_runs import warm_run
 from repository import ENV, ROOT
+from tiny_world import pretrain
 
-from mmed.config import RECIPES, SHAPES, TrainConfig
-from mmed.data import Example, ExamRows, PretrainRows
+from mmed.config import RECIPES, SHAPES, TrainConfig, parse_command_line
+from mmed.data import Example, ExamRows
 from mmed.model import ModelConfig
+from mmed.tokenizer import load_tokenizer
 from mmed.train import model_config, simulated_step, skeleton
 from mmed.training.loader import BatchSizes
 from mmed.training.memory_estimate import (
@@ -19,7 +21,6 @@ from mmed.training.memory_estimate import (
     flops_per_token,
     look_at_batches,
     peak_flops,
-    show,
     worth_compiling,
 )
 from mmed.utils.errors import UsageError, UserError
@@ -108,8 +109,7 @@ def test_exam_items_count_with_their_real_lengths_and_recomputed_blocks_with_the
     assert sizes.targets == 80 and sizes.loss_positions == 80 and sizes.context == 101
     assert 800 <= sizes.positions < 1000 and sizes.length < 1000  # one row of eight items, not 2048
     three = look_at_batches(rows, config, 3, 2, False)  # one row: two ranks compute padding
-    assert (three.micro_batches, three.rows, three.targets) == (1, 1, 80)
-    assert three.positions == 3 * three.length
+    assert (three.micro_batches, three.rows, three.targets, three.positions) == (1, 1, 80, 3 * three.length)
     dense = flops_per_token(SEVEN_B, dataclasses.replace(config, sequence_length=101)) * sizes.positions
     head = SEVEN_B.vocab_size * SEVEN_B.hidden_size
     assert flops_per_step(SEVEN_B, config, sizes) == dense - 4 * head * (sizes.positions - 80)
@@ -119,17 +119,16 @@ def test_exam_items_count_with_their_real_lengths_and_recomputed_blocks_with_the
     assert every - none == pytest.approx(2 * (half - none)) == pytest.approx(none / 3 - 2 * head * 10)
 
 
-def test_a_checkpoint_is_copied_by_shards_and_a_tokenizer_gives_the_vocabulary(world, capsys):
-    config = dataclasses.replace(FULL, model="shape:25m", shard_size=4)
-    model = skeleton(config, model_config(config, None))
-    show(model, config, PretrainRows.__new__(PretrainRows), 9, torch.device("cpu"),
-         lambda *_: ({"optimizer state": 0}, {}))
-    parameters = sum(p.numel() for p in model.parameters())
-    assert f"host memory     {4 * parameters / 4 / 1e9:.3f} GB per rank" in capsys.readouterr().out
-    simulate = ["pretrain_mmedlm2", "--model=shape:25m", "--simulate_ranks=2"]
-    plain, small = (warm_run([*simulate, *extra]).stderr.split("weights")[1].split()[0]
-                    for extra in ([], [f"--tokenizer={world}/tokenizer"]))
-    assert float(plain) - float(small) == pytest.approx((8192 - 340) * 2 * 384 * 4 / 2 / 1e9, abs=1.1e-3)
+def test_a_checkpoint_is_copied_by_shards_and_a_tokenizer_gives_the_vocabulary(world):
+    arguments = pretrain(world, "out", "--model=shape:25m", f"--tokenizer={world}/tokenizer",
+                         "--simulate_ranks=8", "--shard_size=4")
+    config = parse_command_line(arguments)[1]
+    model = skeleton(config, model_config(config, load_tokenizer(config.tokenizer)))
+    shard = sum(p.nbytes for p in model.parameters()) / 4 / 1e9
+    for extra in ([], ["--dry_run"]):
+        text = warm_run([*arguments, *extra]).stderr
+        assert float(text.split("weights")[1].split()[0]) == near(shard)
+    assert float(text.split("host memory")[1].split()[0]) == near(3 * shard)  # and AdamW's two averages
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def test_threads_that_ask_for_distant_rows_at_the_same_time_get_their_own():
     assert found == expected
 
 
-@pytest.mark.parametrize("weights", [[0.5, 0.5], [1, 2, 7], [0.001, 0.999], [1 / 3] * 3])
+@pytest.mark.parametrize("weights", [[0.5, 0.5], [1, 2, 7], [0.001, 0.999], [1 / 3] * 3, [3, 3000]])
 def test_a_mixture_keeps_its_shares_and_counts_each_streams_rows(weights):
     mixture = Mixture(weights, seed=3)
     n = mixture.length * 3
@@ -127,6 +127,7 @@ def test_a_mixture_keeps_its_shares_and_counts_each_streams_rows(weights):
         numbers = [number for stream, number in drawn if stream == s]
         assert numbers == list(range(len(numbers)))  # each stream's rows one after the other, none lost
         assert abs(len(numbers) - n * weight / sum(weights)) <= 1
+    assert mixture.length * min(weights) / sum(weights) >= 2  # a cycle has rows of every stream
     assert [mixture(i) for i in (n - 1, 5)] == [drawn[n - 1], drawn[5]]  # no state
 
 
@@ -152,16 +153,24 @@ class Lengths:
         return list(self.target if eos else self.prompt)
 
 
+class Continued(Bytes):
+    """Like sentencepiece, begins a text with a space unless it continues another."""
+
+    def encode(self, text, bos=False, eos=False, continued=False):
+        return super().encode(text if continued else f" {text}", bos=bos, eos=eos)
+
+
 def item(n=0, rationale="Because."):
     return ExamItem(f"Which? {n}", {"A": "x", "B": "y"}, ("B",), rationale, "English", f"k{n}")
 
 
-@pytest.mark.parametrize("rationale", [True, False])
-def test_the_target_and_its_eos_carry_loss_and_the_prompt_does_not(rationale):
-    example, outcome = encode_example(item(), Bytes(), 2000, rationale=rationale, style="clean")
+@pytest.mark.parametrize("rationale, style", [(True, "clean"), (False, "clean"), (True, "official")])
+def test_the_target_and_its_eos_carry_loss_and_the_prompt_does_not(rationale, style):
+    tokenizer = Continued()
+    example, outcome = encode_example(item(), tokenizer, 2000, rationale=rationale, style=style)
     row = pack([example])
-    prompt = Bytes().encode(build_prompt(item(), rationale), bos=True)
-    target = Bytes().encode(build_target(item(), rationale), eos=True)
+    prompt = tokenizer.encode(build_prompt(item(), rationale, style), bos=True)
+    target = tokenizer.encode(build_target(item(), rationale), eos=True, continued=True)
     assert outcome == "" and row.labels[row.labels != IGNORE].tolist() == target
     assert row.input_ids.tolist() == (prompt + target)[:-1]
 
@@ -174,6 +183,7 @@ def test_truncation_keeps_the_ends_and_a_prompt_that_fits(prompt, target, T, bos
     kept, answer = example.ids[: example.prompt_length], example.ids[example.prompt_length :]
     assert bool(outcome) == (prompt + target > T + 1) and len(example.ids) == min(prompt + target, T + 1)
     assert answer and answer == tokenizer.target[-len(answer) :]
+    assert len(answer) == min(target, max(1, T * 3 // 4, T + 1 - prompt))  # at least 3/4 of a row
     body = kept[1:] if bos_id else kept
     assert body == tokenizer.prompt[len(tokenizer.prompt) - len(body) :]
     assert bos_id is None or (kept[0] == 1 and kept.count(1) == 1)

@@ -68,16 +68,17 @@ def test_set_rouge_and_union_lcs_equal_the_rouge_package(rng):
 
 def test_pair_scores_are_the_single_scores_under_their_signatures(rng):
     for candidate, reference in draw_pairs(rng, 100):
-        scores = metrics.pair_scores(candidate, reference, "t")
-        expected = {("BLEU-4", "nltk-method1"): bleu_orders(candidate, reference)[-1],
-                    ("ROUGE-2", "rouge-score-f1"): rouge_n(candidate, reference, 2).f1,
-                    ("ROUGE-1", "rouge-f1"): rouge_n(candidate, reference, 1, "set").f1,
-                    ("ROUGE-L", "rouge-score-f1"): rouge_l(candidate, reference).f1,
-                    ("ROUGE-L", "rouge-f1"): rouge_l(candidate, reference, "rouge").f1}
-        found = {tuple(key.split("|")[:2]): value for key, value in scores.items()}
-        assert len(found) == 10 and expected.items() <= found.items()
-    of_raw_text = metrics.pair_scores(["a"], ["a"], "words", "a.", "a")
-    assert "ROUGE-1|rouge-f1|tok:space|avg:mean-of-items|v1" in of_raw_text
+        texts = "".join(candidate), ". ".join(reference)
+        for raw, split, (one, other) in (((), "t", (candidate, reference)), (texts, "space", texts)):
+            expected = {f"BLEU-{n}|nltk-method1|tok:t": value
+                        for n, value in enumerate(bleu_orders(candidate, reference), 1)}
+            for n in (1, 2):
+                expected |= {f"ROUGE-{n}|rouge-score-f1|tok:t": rouge_n(candidate, reference, n).f1,
+                             f"ROUGE-{n}|rouge-f1|tok:{split}": rouge_n(one, other, n, "set").f1}
+            expected |= {"ROUGE-L|rouge-score-f1|tok:t": rouge_l(candidate, reference).f1,
+                         f"ROUGE-L|rouge-f1|tok:{split}": rouge_l(one, other, "rouge").f1}
+            assert metrics.pair_scores(candidate, reference, "t", *raw) == {
+                f"{name}|avg:mean-of-items|v1": value for name, value in expected.items()}
 
 
 # ---- accuracy and chance ----

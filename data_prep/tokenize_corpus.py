@@ -20,6 +20,7 @@ import hashlib
 import os
 import re
 import secrets
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -123,7 +124,11 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
             return counts
         if not counts["documents"]["out"]:
             raise UserError(f"{', '.join(map(str, paths[:3]))}: no document to tokenize; {counts}")
-        return list_parts(records, str(out), folder, inputs=whole, funnel=counts)
+        meta = list_parts(records, str(out), folder, inputs=whole, funnel=counts)
+        if held_out:
+            print(f"{out}{HELD_OUT}: {counts['documents']['out'] - meta['documents']:,} of "
+                  f"{counts['documents']['out']:,} documents (none: no such stream)", file=sys.stderr)
+        return meta
 
 
 def count_table(counts: dict[str, dict[str, dict[str, int]]]) -> str:

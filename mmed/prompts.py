@@ -105,8 +105,10 @@ def read_benchmark(folder_or_file: str | Path) -> list[ExamItem]:
     # here it is sorted.
     path = Path(folder_or_file)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    files = [file for file in files if file.name != "dropped.jsonl"]  # of data_prep.mmedbench
     if not files:
-        raise UserError(f"{path}: no *.jsonl file in this folder, such as English.jsonl")
+        split = f"; give one of its splits, such as {path / 'Test'}" if (path / "Test").is_dir() else ""
+        raise UserError(f"{path}: no *.jsonl file in this folder, such as English.jsonl{split}")
     items: dict[str, ExamItem] = {}
     for file in files:
         own = {item.key: item for item in read_items(file)}
@@ -207,8 +209,9 @@ def pick_examples(train: Sequence[ExamItem], item: ExamItem, k: int, seed: int =
     pool = [shot for shot in train if shot.language == item.language and shot.question != item.question
             and (shot.rationale.strip() or not rationale)]
     if len(pool) < k:
+        which = " with a rationale (--mode answer needs none)" if rationale else ""
         raise UserError(f"{k} examples requested, but the train items have only {len(pool)} usable ones in "
-                        f"{item.language}; ask for fewer or give another train folder")
+                        f"{item.language}{which}; ask for fewer or give another train folder")
     picked: dict[int, ExamItem] = {}
     for draw in count():  # by hashing and not by `random`, whose draws may change with Python
         if len(picked) == k:

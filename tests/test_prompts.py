@@ -87,6 +87,10 @@ def test_duplicate_ids_are_rejected_in_a_file_and_over_files(tmp_path):
 def test_a_benchmark_is_all_files_in_sorted_order_and_never_nothing(tmp_path):
     with pytest.raises(UserError, match=r"no \*.jsonl"):
         read_benchmark(tmp_path)
+    (tmp_path / "Test").mkdir()
+    write_lines(tmp_path / "dropped.jsonl", {"reason": "no answer"})
+    with pytest.raises(UserError, match=r"no \*.jsonl .*; give one of its splits, such as .*/Test$"):
+        read_benchmark(tmp_path)
     for name in ("Russian", "Chinese", "Spanish"):
         write_lines(tmp_path / f"{name}.jsonl", row(), row(question=name))
     languages = [item.language for item in read_benchmark(tmp_path)]
@@ -151,8 +155,10 @@ def test_picked_examples_depend_on_seed_and_item_only():
     assert first != pick_examples(pool, ITEM, 5, seed=2)
     assert pool[0] not in pick_examples(pool, pool[0], 99)  # never the question itself
     assert all(shot.rationale for shot in pick_examples(pool, ITEM, 20, rationale=True))
-    with pytest.raises(UserError, match="only 100 usable"):
+    with pytest.raises(UserError, match="only 100 usable ones in French; ask"):
         pick_examples(pool, ITEM, 101)
+    with pytest.raises(UserError, match=r"French with a rationale \(--mode answer needs none\); ask"):
+        pick_examples(pool, ITEM, 100, rationale=True)
 
 
 def test_rotations_put_each_text_under_each_letter_once_and_the_key_follows():

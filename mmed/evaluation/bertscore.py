@@ -30,6 +30,7 @@ from mmed.evaluation.summary import table
 from mmed.prompts import digest
 from mmed.training.distributed import device_called
 from mmed.utils.errors import Parser, UserError, main_guard, require_extra
+from mmed.utils.files import check_file
 from mmed.utils.fingerprints import file_hash
 
 # bert_score.utils.model2layers 0.3.13: the layer that agreed best with people on WMT16, by the model's name
@@ -74,6 +75,7 @@ class Scorer:
         if layer is None:
             raise UserError(f"{folder}: give --layer; bert-score has a default only for folders named "
                             f"{', '.join(BEST_LAYER)}")
+        check_file(Path(folder, "config.json"))
         try:  # safetensors only: no pickle, and no code from the folder
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             if type(self.tokenizer).__name__ in ("RobertaTokenizer", "GPT2Tokenizer"):  # as bert-score does

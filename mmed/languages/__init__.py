@@ -134,4 +134,4 @@ def get_language(name: str) -> Language:
             return language
     known = ", ".join(f"{language.code} ({language.name})" for language in all_languages())
     raise UserError(f"unknown language {name!r}: known are {known}; a new one is a file "
-                    "mmed/languages/<code>.py")
+                    "mmed/languages/<code>.py. Exam files are named after their language: English.jsonl")

@@ -43,10 +43,12 @@ def test_every_document_is_in_the_stream_once_with_bos_and_eos(corpus):
     assert meta["funnel"]["dropped"]["empty text"]["documents"] == 3
 
 
-def test_the_bytes_do_not_depend_on_workers_tasks_or_a_kill(corpus, monkeypatch):
+def test_the_bytes_do_not_depend_on_workers_tasks_or_a_kill(corpus, monkeypatch, capsys):
     folder, _, _ = corpus
     command = [str(folder / "raw"), "--tokenizer", str(folder / "tokenizer"), "--held_out", "0.2"]
     main([*command, "--out", str(folder / "one")])
+    held_out = TokenStream(folder / f"one{HELD_OUT}").meta["documents"]
+    assert f"one{HELD_OUT}: {held_out} of " in capsys.readouterr().err
     (folder / "two.parts").mkdir()
     (folder / "two.parts" / "part0.7.bin.tmp").write_bytes(b"half")  # a task that died here
     main([*command, "--out", str(folder / "two"), "--workers", "2"])

@@ -63,7 +63,7 @@ class Tokenizer:
         settings = TokenizerSettings(path)
         self.core, self.special, self.added, roles = open_file(path, settings)
         self.kind, self.bos_choice, self.chat_template = self.core.kind, bos, settings.chat_template()
-        beside = CARRIED[2 if path.suffix == ".json" else 1:]
+        beside = CARRIED[2:] if path.suffix == ".json" else CARRIED[1:]
         self.files = [path, *filter(Path.is_file, map(path.parent.joinpath, beside))]
         known = self.added | self.special
         self.named_bos_id, self.eos_id, self.pad_id, self.unk_id = (
@@ -197,9 +197,11 @@ def open_sentencepiece(model: sp.SentencePieceModel, special: Ids, added: Ids) -
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Copy the tokenizer's files; the user's choice of BOS (--bos) is written into them."""
     first, *beside = tokenizer.files
-    (folder / CARRIED[first.suffix == ".json"]).write_bytes(first.read_bytes())
+    name = "tokenizer.json" if first.suffix == ".json" else "tokenizer.model"
+    (folder / name).write_bytes(first.read_bytes())
     for path in beside:
-        (folder / path.name).write_bytes(path.read_bytes())
+        if path.name != "tokenizer.json" or not sp.other_pieces(first, path):  # not another tokenizer's
+            (folder / path.name).write_bytes(path.read_bytes())
     if tokenizer.bos_choice == "auto":
         return
     config, file = folder / "tokenizer_config.json", folder / "tokenizer.json"

@@ -179,6 +179,10 @@ def test_a_tokenizer_json_of_another_vocabulary_goes_before_tokenizer_model(tmp_
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert ours.vocab_size == 700 and ours.kind == "Hugging Face tokenizers"
     assert ours.encode(SENTENCES[0], bos=True) == theirs.encode(SENTENCES[0]).ids
+    named = load_tokenizer(tmp_path / "tokenizer.model")
+    (tmp_path / "saved").mkdir()
+    save_tokenizer(named, tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").fingerprint == named.fingerprint != ours.fingerprint
     (tmp_path / "tokenizer.model").write_bytes(
         (spm / "tokenizer.model").read_bytes().replace(b"patient", b"patien\x80"))
     with pytest.raises(UserError, match=r"tokenizer\.model: not a usable tokenizer file"):

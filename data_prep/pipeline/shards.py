@@ -90,7 +90,8 @@ def shard_names(inputs: list[Path]) -> list[str]:
 def fingerprint(path: Path, options: dict[str, Any]) -> str:
     """Hash of a file's size and modification time and of the options: equal while a shard is up to date."""
     facts = path.stat()
-    lasting = {key: value for key, value in options.items() if not isinstance(value, Path)}  # relative or not
+    # Paths do not count, so that a folder may be given as a relative or an absolute one.
+    lasting = {key: value for key, value in options.items() if not isinstance(value, Path)}
     content = [documents.FORMAT_VERSION, facts.st_size, facts.st_mtime_ns, lasting]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -16,6 +16,7 @@ inputs. On a cluster, tasks with `--shard i/n` make the parts; the command witho
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import os
 import re
@@ -32,7 +33,7 @@ from mmed.evaluation.summary import aligned
 from mmed.tokenization.token_streams import StreamWriter, TokenStream, write_manifest
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
-from mmed.utils.files import read_json, write_json
+from mmed.utils.files import write_json
 
 HELD_OUT = "-held-out"
 MOST_SOURCES = 6  # columns of a table; a corpus of articles may have a source for each journal
@@ -68,28 +69,38 @@ def tokenize_part(path: Path, name: str, folder: Path, options: dict[str, Any]) 
     return record
 
 
-def list_parts(records: list[dict[str, Any]], out: str, folder: Path, **extra: Any) -> dict[str, Any]:
-    """Make the streams `out` and `out`-held-out of the parts, and delete all else in the folder."""
+def list_parts(records: list[dict[str, Any]], out: str, folder: Path, **extra: Any) -> None:
+    """Make the streams `out` and `out`-held-out of the parts."""
     parts, held_out = zip(*((folder / own, folder / other) for own, other in (r["streams"] for r in records)))
-    other = write_manifest(f"{out}{HELD_OUT}", held_out, **extra)
-    meta = write_manifest(out, parts, **extra)  # the last: it says that both are complete
-    if not other["documents"]:
-        for ending in ("json", "idx"):
-            Path(f"{out}{HELD_OUT}.{ending}").unlink()
-    listed = {Path(part["file"]).name for one in (meta, other) for part in one.get("parts", ())}
-    for path in folder.iterdir():
-        if path.name not in listed:
-            path.unlink(missing_ok=True)
-    return meta
+    write_manifest(f"{out}{HELD_OUT}", held_out, **extra)
+    write_manifest(out, parts, **extra)  # the last: it says that both are complete
 
 
-def is_finished(stream: str, inputs: str) -> bool:
-    """Whether the stream was made of these inputs and all its files are there."""
+def finished_streams(out: str, inputs: str) -> list[TokenStream]:
+    """`out` and, if it holds a document, `out`-held-out; [] unless both were made of these inputs and all
+    their files are there."""
     try:
-        found = TokenStream(stream)
+        streams = [TokenStream(out)]
+        meta = streams[0].meta
+        if meta.get("inputs") == inputs and meta["documents"] < meta["funnel"]["documents"]["out"]:
+            streams.append(TokenStream(f"{out}{HELD_OUT}"))
     except UserError:
-        return False
-    return found.meta.get("inputs") == inputs and all(file.is_file() for file in found.hashes)
+        return []
+    complete = all(file.is_file() for stream in streams for file in stream.hashes)
+    return streams if complete and all(stream.meta.get("inputs") == inputs for stream in streams) else []
+
+
+def find_others(streams: list[TokenStream], out: str, folder: Path) -> list[Path]:
+    """What the finished streams do not use: files of an empty or earlier one, records of the parts, and what
+    a killed run left."""
+    used = {Path(f"{stream.prefix}.json") for stream in streams}.union(*(stream.hashes for stream in streams))
+    files = [Path(f"{out}{name}.{ending}") for name in ("", HELD_OUT) for ending in ("json", "idx", "bin")]
+    found = [file for file in files if file.exists()]
+    for file in files:
+        found += file.parent.glob(f"{glob.escape(file.name)}.*.tmp")
+    if folder.is_dir():
+        found += folder.iterdir()
+    return [path for path in found if path not in used]
 
 
 def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: str | Path, *,
@@ -99,6 +110,7 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
 
     With a share, make only the parts of that share, and return their counts.
     """
+    out = str(out).removesuffix(".json").removesuffix(".bin")
     folder = Path(f"{out}.parts")
     found = find_inputs(inputs, out=folder)
     own = re.compile(rf"{re.escape(os.path.abspath(out))}(?:{HELD_OUT})?(?:\.verified-[^/]*)?\.json")
@@ -114,21 +126,28 @@ def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: st
     options = {**reading, "tokenizer": Path(tokenizer), "held_out": held_out, "bos": bos,
                "fingerprint": loaded.fingerprint}
     whole = hashlib.sha256("".join(shards.fingerprint(path, options) for path in paths).encode()).hexdigest()
-    if is_finished(str(out), whole) and (not held_out or is_finished(f"{out}{HELD_OUT}", whole)):
-        return read_json(f"{out}.json")
+    streams = finished_streams(out, whole)
+    if streams and (share or not find_others(streams, out, folder)):
+        return streams[0].meta
     with shards.one_run(folder, share):
-        jobs = [(path, name, folder, options) for path, name in zip(paths, shards.shard_names(paths))]
-        records = shards.run_jobs(tokenize_part, jobs, workers, "tokenize", paths, share)
-        counts = shards.add_up(records).to_dict()
-        if share:
-            return counts
-        if not counts["documents"]["out"]:
-            raise UserError(f"{', '.join(map(str, paths[:3]))}: no document to tokenize; {counts}")
-        meta = list_parts(records, str(out), folder, inputs=whole, funnel=counts)
-        if held_out:
-            print(f"{out}{HELD_OUT}: {counts['documents']['out'] - meta['documents']:,} of "
-                  f"{counts['documents']['out']:,} documents (none: no such stream)", file=sys.stderr)
-        return meta
+        if not streams:
+            jobs = [(path, name, folder, options) for path, name in zip(paths, shards.shard_names(paths))]
+            records = shards.run_jobs(tokenize_part, jobs, workers, "tokenize", paths, share)
+            counts = shards.add_up(records).to_dict()
+            if share:
+                return counts
+            if not counts["documents"]["out"]:
+                raise UserError(f"{', '.join(map(str, paths[:3]))}: no document to tokenize; {counts}")
+            list_parts(records, out, folder, inputs=whole, funnel=counts)
+            if not (streams := finished_streams(out, whole)):
+                raise UserError(f"{out}: every document was held out; lower --held_out={held_out}")
+            if held_out:
+                held = sum(stream.documents for stream in streams[1:])
+                print(f"{out}{HELD_OUT}: {held:,} of {counts['documents']['out']:,} documents (none: no such "
+                      "stream)", file=sys.stderr)
+        for path in find_others(streams, out, folder):
+            path.unlink(missing_ok=True)
+        return streams[0].meta
 
 
 def count_table(counts: dict[str, dict[str, dict[str, int]]]) -> str:

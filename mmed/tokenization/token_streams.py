@@ -113,10 +113,13 @@ def link_or_copy(source: Path, target: Path) -> None:
     """Give a file a second name, or copy it where the file system has no links."""
     name = temporary_name(target)
     try:
-        os.link(source, name)
-    except OSError:
-        shutil.copyfile(source, name)
-    os.replace(name, target)
+        try:
+            os.link(source, name)
+        except OSError:
+            shutil.copyfile(source, name)
+        os.replace(name, target)
+    finally:  # also after success: renaming a file to its own second name does nothing
+        name.unlink(missing_ok=True)
 
 
 class PartedTokens:

@@ -1,11 +1,14 @@
 """Documents to one stream: the ids are the tokenizer's, on any number of workers and tasks, after a kill."""
 import itertools
+import math
 import os
 import random
+import re
 import shutil
+from pathlib import Path
 
 import pytest
-from corpus_files import write
+from corpus_files import tree, write
 
 from data_prep.tokenize_corpus import HELD_OUT, count_table, main, tokenize_corpus
 from mmed.tokenization.token_streams import TokenStream
@@ -106,6 +109,44 @@ def test_a_stream_is_made_again_if_it_lost_a_file_or_its_input_or_split_changed(
     write(folder / "part0.jsonl", {"text": "one more"})
     assert tokenize_corpus(*arguments)["documents"] == 81
     assert not list(folder.glob(f"s{HELD_OUT}*"))  # of the earlier split
+
+
+@pytest.mark.parametrize(("held_out", "count"), [(0.04, 7), (0.03, 4)])  # one document is held out, or none
+def test_a_kill_at_any_write_leaves_what_an_uninterrupted_run_does(corpus, monkeypatch, held_out, count):
+    """A dead process renames and deletes nothing more, not even its own temporary files."""
+    root, _, _ = corpus
+    (root / "raw" / "part2.jsonl").unlink()
+
+    class Killed(BaseException):
+        pass
+
+    def run(name: str, kill_at: float = math.inf) -> int:
+        calls = itertools.count(1)
+
+        def counted(function):
+            def call(*arguments, **keywords):
+                if next(calls) >= kill_at:
+                    raise Killed
+                return function(*arguments, **keywords)
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", counted(os.replace))
+            patch.setattr(Path, "unlink", counted(Path.unlink))
+            tokenize_corpus([root / "raw"], root / "tokenizer", root / name / "s", held_out=held_out)
+        return next(calls) - 1
+
+    def files(name: str) -> list[tuple[str, bytes]]:
+        return sorted((re.sub(r"\.\d+", "", path), b"" if path.endswith(".json") else data)
+                      for path, data in tree(root / name).items())
+
+    calls, expected = run("whole"), files("whole")
+    assert calls > 20 and len(expected) == count
+    for kill_at in range(1, calls + 1):
+        with pytest.raises(Killed):
+            run(f"killed{kill_at}", kill_at)
+        run(f"killed{kill_at}")
+        assert files(f"killed{kill_at}") == expected, kill_at
 
 
 def test_nothing_to_tokenize_and_a_missing_tokenizer_are_one_line(corpus):

@@ -8,6 +8,7 @@ data_prep/corpus.py and examples/demo.
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import importlib
@@ -16,8 +17,9 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from multiprocessing.connection import wait
@@ -50,11 +52,30 @@ def print_commands(plan: list[Step]) -> None:
         print(f"# {step.name}: {step.title}", *commands, sep="\n")
 
 
-def _run_commands(step: Step, log: Path, prepare: Callable[[], None] | None) -> None:
+@contextlib.contextmanager
+def stops_held_back() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM act after this block: callbacks of fork() swallow exceptions. Signals that are only
+    blocked go to another thread, such as tqdm's, and act at once. Yields those that came."""
+    came: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in STOPS}
+    try:
+        yield came
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
+def _run_commands(step: Step, log: Path, prepare: Callable[[], None] | None, came: list[int]) -> None:
     """Run the step's commands one after the other in a child process, with their output in `log`."""
     if sys.platform == "linux":  # PR_SET_PDEATHSIG: a plan that is killed leaves no step behind
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    for number in STOPS:
+        signal.signal(number, signal.default_int_handler)
+    if came:
+        sys.exit(EXIT_STOPPED)
+    tqdm.set_lock(threading.RLock())  # the inherited one is shared: a step killed with it would stop the plan
     sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stdout.fileno(), 2)
@@ -105,12 +126,11 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
             for step in ready[:at_once - len(running)]:
                 log = logs / f"{step.name}.log"
                 log.touch()
-                process = multiprocessing.get_context("fork").Process(target=_run_commands,
-                                                                      args=(step, log, prepare))
-                signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # callbacks of fork() swallow exceptions
-                process.start()
-                running[step.name] = (step, process, time.time())
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+                with stops_held_back() as came:
+                    process = multiprocessing.get_context("fork").Process(
+                        target=_run_commands, args=(step, log, prepare, came))
+                    process.start()
+                    running[step.name] = (step, process, time.time())
             wait([process.sentinel for _, process, _ in running.values()], timeout=1)
             for name, (step, process, start) in list(running.items()):
                 if not process.is_alive():

@@ -79,13 +79,13 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def kill_when(done: Callable[[], bool], child: subprocess.Popen, sign: int) -> None:
-    """Send a signal to a process and its children once `done`; wait for its end."""
+def kill_when(done: Callable[[], bool], child: subprocess.Popen, sign: int) -> str:
+    """Send a signal to a process and its children once `done`; return what it printed."""
     until = time.monotonic() + 120
     while not done() and time.monotonic() < until:
         time.sleep(0.02)
     os.killpg(child.pid, sign)
-    child.communicate()
+    return child.communicate()[0]
 
 
 @pytest.mark.slow
@@ -103,8 +103,8 @@ def test_a_corpus_stopped_on_the_way_is_that_of_an_uninterrupted_run(tmp_path):
 
     for sign, code in ((signal.SIGKILL, -9), (signal.SIGINT, 75), (signal.SIGTERM, 75)):
         before, child = steps_done(), start("corpus")
-        kill_when(lambda before=before: steps_done() >= before + 2, child, sign)
-        assert child.returncode == code
+        printed = kill_when(lambda before=before: steps_done() >= before + 2, child, sign)
+        assert child.returncode == code, printed[-3000:]
     for out in ("corpus", "whole"):
         printed = (child := start(out)).communicate()[0]
         assert child.returncode == 0, printed[-3000:]
@@ -203,6 +203,28 @@ def test_a_failed_step_is_named_and_the_next_start_goes_on(tmp_path, capsys):
     plan[0].commands[0][3] = "fr"
     with pytest.raises(UserError, match=r"other commands \(en then, fr now\)"):
         run_plan(plan, tmp_path / "out")
+
+
+PLAN = """
+import os, signal
+from pathlib import Path
+from data_prep.pipeline.plan import Step, run_plan
+from mmed.utils.errors import main_guard
+if {stop}:
+    os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+main_guard(lambda: int(run_plan([Step("s", "s", [["step"]])], Path("out")) < 0))
+"""
+
+
+@pytest.mark.parametrize(("stop", "step", "code", "message"), [
+    (True, "time.sleep(5)", 75, "start again with the same command"),
+    (False, "tqdm.get_lock().acquire(), os.kill(os.getpid(), 9)", 1, "step s failed (-9)")])
+def test_a_stop_during_a_fork_or_a_step_killed_while_it_reports_ends_the_plan(
+        tmp_path, stop, step, code, message):
+    (tmp_path / "step.py").write_text(f"import os, time\nfrom tqdm import tqdm\ndef main():\n    {step}\n")
+    done = subprocess.run([sys.executable, "-c", PLAN.format(stop=stop)], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=100, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == code and message in done.stderr, done.stderr
 
 
 def test_the_table_of_counts_has_totals_and_few_columns():

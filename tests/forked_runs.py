@@ -60,7 +60,7 @@ def serve() -> None:
     for line in sys.stdin:
         arguments, ranks, log, module = json.loads(line)
         started = ForkedRun(arguments, ranks, log=Path(log), main=importlib.import_module(module).main)
-        codes = started.wait(300)
+        codes = started.wait(900)
         if codes is None:
             started.kill()
         print(json.dumps(codes or started.codes), flush=True)

@@ -94,7 +94,8 @@ def merge(key: Mapping[str, Any], paths: Sequence[str]) -> Ratings:
         for item, entry in key["sheets"][languages[0]]["items"].items():
             with reading(path):
                 given, letters = value["scores"].get(item) or {}, entry["letters"]
-                if set(given) != set(letters) or sorted(given.values()) != list(range(1, len(letters) + 1)):
+                scores = sorted(score for score in given.values() if score is not True)  # which equals 1
+                if set(given) != set(letters) or scores != list(range(1, len(letters) + 1)):
                     raise UserError(f"{path}: item {item}: expected each of the scores 1 to {len(letters)} "
                                     f"once, for {', '.join(letters)}, not {given!r:.200}; open the file in "
                                     "its page and finish it")

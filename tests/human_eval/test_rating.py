@@ -184,7 +184,8 @@ def test_merging_takes_the_mean_of_the_raters_under_the_models_names(tmp_path, k
 @pytest.mark.parametrize(("change", "message"), [
     (lambda v, i: v["scores"].pop(i), "item {i}: expected each of the scores 1 to 4 once"),
     (lambda v, i: v["scores"][i].pop("C"), "item {i}: expected each of the scores 1 to 4 once"),
-    (lambda v, i: v["scores"][i].update(C=True), "item {i}: expected each of the scores"),
+    (lambda v, i: v["scores"].update({i: dict(zip("ABCD", (2, 3, True, 4)))}),
+     "item {i}: expected each of the scores"),
     (lambda v, i: v["scores"][i].update(A=2, B=2), "item {i}: expected each of the scores"),
     (lambda v, i: v.update(scores=3), "damaged"),
     (lambda v, i: v.update(sheet="0" * 64), "does not match this key"),

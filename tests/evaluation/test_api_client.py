@@ -300,7 +300,7 @@ def test_a_server_that_cannot_score_text_is_named_at_once(exam, fault, message):
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_stopped_run_asks_only_for_what_is_missing(exam, tmp_path, number, code):
     turn = itertools.count(1)
-    stub = Stub(lambda body, tries: time.sleep(30 if next(turn) > 6 else 0.05), solver(exam))
+    stub = Stub(lambda body, tries: time.sleep(120 if next(turn) > 6 else 0.05), solver(exam))
     arguments = [sys.executable, "-m", "mmed.eval", *command(stub, exam, "--concurrency", "2")]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     calls = tmp_path / "out" / "api_calls.jsonl"
@@ -308,7 +308,7 @@ def test_a_stopped_run_asks_only_for_what_is_missing(exam, tmp_path, number, cod
         time.sleep(0.02)
         assert process.poll() is None
     process.send_signal(number)
-    assert process.wait(20) == code
+    assert process.wait(60) == code  # without those answers
     kept, before, stub.fault = calls.read_bytes().count(b"\n"), len(stub.seen), lambda body, tries: None
     assert subprocess.run(arguments, capture_output=True).returncode == 0
     assert len(stub.seen) - before == 16 - kept

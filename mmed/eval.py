@@ -204,10 +204,9 @@ def evaluate_api(
         print(f"warning: {len(errors):,} questions have no answer and count as wrong; the first is item "
               f"{errors[0]['key']} ({errors[0]['language']}): {errors[0]['error']}", file=sys.stderr)
     settings = settings | {"api": server.facts() | counts}
-    (out / "results.json").unlink(missing_ok=True)  # not before: a failed call must not cost earlier results
-    summary = write_results(out, rows, prompts_of(questions), facts, settings)
     store.close()
-    return summary
+    (out / "results.json").unlink(missing_ok=True)  # not before: a failed call must not cost earlier results
+    return write_results(out, rows, prompts_of(questions), facts, settings)
 
 
 # ---- command -----------------------------------------------------------------------------------------------

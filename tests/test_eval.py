@@ -10,6 +10,7 @@ import torch
 from json_lines import write_lines
 
 import mmed.eval
+import mmed.evaluation.results
 from mmed.checkpoints.adapters import save_adapter
 from mmed.checkpoints.pretrained import save_pretrained
 from mmed.eval import main, parse_options
@@ -24,6 +25,7 @@ from mmed.prompts import ExamItem, build_messages, permuted, read_benchmark
 from mmed.tokenization.chat_template import encode_chat
 from mmed.tokenizer import load_tokenizer, train_sentencepiece
 from mmed.utils.errors import UsageError, UserError
+from mmed.utils.files import write_json
 from mmed.utils.journal import Journal
 
 LANGUAGES = ("English", "Japanese", "French")
@@ -142,7 +144,15 @@ def test_a_journal_cut_anywhere_continues_to_the_same_files(world, finished, tmp
     computed = []
     run_round = mmed.eval.run_round
     monkeypatch.setattr(mmed.eval, "run_round", lambda *args: computed.append(1) or run_round(*args))
-    run(world, tmp_path, "--scoring", "both")
+
+    def write_and_die(*arguments):
+        write_json(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(mmed.evaluation.results, "write_json", write_and_die)
+        run(world, tmp_path, "--scoring", "both")
+    run(world, tmp_path, "--scoring", "both")  # killed again, after its last file
     assert {path.name for path in tmp_path.iterdir()} == FILES | {"mine.tmp"}
     assert all((finished / name).read_bytes() == (tmp_path / name).read_bytes() for name in FILES)
     assert len(computed) == whole[0].count(b"\n") - 1 - max(cut.count(b"\n") - 1, 0)  # only what was missing

@@ -10,6 +10,7 @@ environment only and is in no result.
 from __future__ import annotations
 
 import argparse
+import glob
 import hashlib
 import json
 import math
@@ -219,6 +220,8 @@ class CallStore(SealedFile):
 
     def __init__(self, path: str | Path):
         super().__init__(Path(path))
+        for leftover in self.path.parent.glob(f"{glob.escape(self.path.name)}.*.tmp"):
+            leftover.unlink(missing_ok=True)  # of a run that was killed in `close`
         self.lock = threading.Lock()
         self.replies: dict[str, dict] = {}
         self.new: list[dict] = []

@@ -224,6 +224,7 @@ class Run:
         self.validation = validation.validation_sets(config, self.tokenizer, shape.max_position_embeddings)
         loader.verify_streams(rows.streams)
         if distributed.is_main():
+            (self.out / "done.json").unlink(missing_ok=True)  # with --resume=step-N of a finished run
             if folder:
                 training_state.set_latest(folder)
             run_folder.start(self.out, facts, old, self.step)
@@ -316,7 +317,8 @@ class Run:
         else:
             pretrained.save_pretrained(self.model, self.tokenizer, result)
         log.bar.close()
-        if distributed.is_main():
+        if distributed.is_main():  # a kill after the last save may have left more checkpoints
+            training_state.remove_others(self.out / "checkpoints" / f"step-{self.step}", config.keep_last)
             write_json(self.out / "done.json", {"steps": self.steps, "tokens": log.tokens,
                                                 "targets": log.targets, "loss": log.loss})
             change = validation.compare(log.validation_before, log.validation_after)

@@ -233,15 +233,25 @@ def test_a_finished_run_is_left_alone_before_its_data_is_opened(world, tmp_path,
     fails(pretrain(world, kept, "--seed=2"), 1, "seed=1, now it is 2")
 
 
-def test_a_run_that_went_back_and_was_killed_at_once_continues(world, tmp_path, uninterrupted):
+@pytest.mark.parametrize("place, steps", [("run_folder.start", 10), ("Run.to_end", 8)])
+def test_a_run_that_went_back_and_was_killed_at_once_continues(world, tmp_path, uninterrupted, place, steps):
     out = tmp_path / "back"
     shutil.copytree(uninterrupted, out)
-    killed = "import os; from mmed import train; train.Run.to_end = lambda run: os._exit(9); train.main()"
+    killed = f"import os; from mmed import train; train.{place} = lambda *_: os._exit(9); train.main()"
     arguments = pretrain(world, out, "--resume=step-8")
     assert subprocess.run([sys.executable, "-c", killed, *arguments], env=ENV, cwd=ROOT).returncode == 9
-    assert [line["step"] for line in lines(out)] == list(range(1, 9))
+    assert [line["step"] for line in lines(out)] == list(range(1, steps + 1))
     warm_run(pretrain(world, out, "--resume=auto"))
     assert same_bits(tensors(out), tensors(uninterrupted)) and same_losses(out, uninterrupted, tolerance=0)
+    assert (out / "checkpoints" / "latest").read_text() == "step-10\n"
+
+
+def test_a_run_killed_after_its_last_save_ends_without_older_checkpoints(world, tmp_path, uninterrupted):
+    out = shutil.copytree(uninterrupted, tmp_path / "killed")
+    (out / "done.json").unlink()
+    shutil.copytree(out / "checkpoints" / "step-8", out / "checkpoints" / "step-4")
+    warm_run(pretrain(world, out, "--resume=auto"))
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"latest", "step-8", "step-10"}
 
 
 def flip(path, place):

@@ -20,7 +20,7 @@ from typing import Any
 from data_prep.documents import find_inputs, json_line
 from data_prep.record_files import read_records
 from mmed.utils.errors import UserError
-from mmed.utils.files import MAX_JSON_BYTES, atomic_write, check_file, temporary_name, write_json
+from mmed.utils.files import MAX_JSON_BYTES, atomic_write, check_file, leftovers, temporary_name, write_json
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 # What a model hub, git or macOS ("._train.json") puts beside the exams
@@ -167,8 +167,9 @@ def write_folder(out: Path, files: Mapping[str, Iterable[dict]], report_name: st
             with atomic_write(temporary / name, "wb") as file:
                 file.writelines(json_line(row) for row in rows)
         write_json(temporary / report_name, report)
-        if out.exists():
-            shutil.rmtree(out)
+        if out.exists():  # not removed here, where a kill would leave a part of it
+            os.replace(out, temporary_name(out))
         os.replace(temporary, out)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for path in leftovers(out):
+            shutil.rmtree(path, ignore_errors=True)

@@ -221,7 +221,7 @@ def _named(function: Callable[..., Any], job: tuple, path: Path) -> Any:
 def one_run(out: Path, share: Share | None = None, names: list[str] | None = None) -> Iterator[None]:
     """Allow one run per folder, with only the shards `names`; tasks with a share may run in parallel."""
     out.mkdir(parents=True, exist_ok=True)
-    others = {path.stem for path in (out / "shards").glob("*.json")} - set(names or ())
+    others = {path.name.removesuffix(".jsonl.gz") for path in (out / "kept").glob("*.gz")} - set(names or ())
     if names is not None and others:
         raise UserError(f"{out}: holds results for other inputs ({', '.join(sorted(others)[:3])}); "
                         "give another --out or empty the folder")

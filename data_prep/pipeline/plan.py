@@ -8,7 +8,6 @@ data_prep/corpus.py and examples/demo.
 """
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib
 import multiprocessing
@@ -26,6 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_prep.pipeline.shards import end_with_parent
 from mmed.utils.errors import EXIT_STOPPED, UserError, main_guard
 from mmed.utils.files import read_json, write_json
 
@@ -52,8 +52,7 @@ def print_commands(plan: list[Step]) -> None:
 
 def _run_commands(step: Step, log: Path, prepare: Callable[[], None] | None) -> None:
     """Run the step's commands one after the other in a child process, with their output in `log`."""
-    if sys.platform == "linux":  # PR_SET_PDEATHSIG: a plan that is killed leaves no step behind
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    end_with_parent()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
     os.dup2(sys.stdout.fileno(), 1)

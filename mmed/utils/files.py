@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import re
 import secrets
 import sys
 import zlib
@@ -52,6 +53,12 @@ def sync_folder(folder: str | Path) -> None:
 def temporary_name(path: Path) -> Path:
     """A name beside `path` that no other process uses: process ids repeat across nodes and containers."""
     return path.with_name(f"{path.name}.{secrets.randbelow(10**18)}.tmp")
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Temporary names of `path` that exist: of this process, and of those that were killed."""
+    name = re.compile(rf"{re.escape(path.name)}\.\d+\.tmp")
+    return [found for found in path.parent.glob("*.tmp") if name.fullmatch(found.name)]
 
 
 def try_lock(file: IO[Any]) -> bool:

@@ -292,8 +292,9 @@ def test_finished_shards_are_not_read_again(folder, tmp_path, monkeypatch):
     assert tree(out) == before
     write(folder / "part1.jsonl", {"text": "1 new"})
     assert process_shards(keep_odd, [folder], out, {}).documents_in == 21
-    with pytest.raises(UserError, match="other inputs"):
-        process_shards(keep_odd, [folder / "part0.jsonl"], out, {})
+    (out / "shards" / "part1.json").unlink()  # as if killed before it was written
+    with pytest.raises(UserError, match=r"other inputs \(part1\)"):
+        process_shards(keep_odd, [folder / "part0.jsonl", folder / "part2.jsonl"], out, {})
 
 
 KILLED = """
@@ -309,17 +310,18 @@ main_guard(lambda: process_shards(keep_odd, [folder], out, {'seconds': 0.2}, int
 def test_a_killed_step_gives_the_same_bytes_when_it_is_started_again(folder, tmp_path):
     out = tmp_path / "out"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/data_prep"}
-    for sign, workers, expected in ((signal.SIGKILL, "1", -9), (signal.SIGTERM, "2", 75),
-                                    (signal.SIGTERM, "1", 75)):
+    for sign, workers, expected in ((signal.SIGKILL, "1", -9), (signal.SIGKILL, "2", -9),
+                                    (signal.SIGTERM, "2", 75), (signal.SIGTERM, "1", 75)):
         for path in out.glob("kept/*.tmp"):
             path.unlink()
         child = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(out), workers],
-                                 env=environment, stderr=subprocess.DEVNULL)
+                                 env=environment, stderr=subprocess.PIPE)
         until = time.monotonic() + 60
         while not list(out.glob("kept/*.tmp")) and time.monotonic() < until:
             time.sleep(0.05)
         child.send_signal(sign)
-        assert child.wait(30) == expected
+        child.communicate(timeout=30)  # until its workers have closed stderr, too
+        assert child.returncode == expected
     process_shards(keep_odd, [folder], out, {})
     process_shards(keep_odd, [folder], tmp_path / "whole", {})
     assert tree(out) == tree(tmp_path / "whole")

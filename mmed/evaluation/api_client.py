@@ -10,7 +10,6 @@ environment only and is in no result.
 from __future__ import annotations
 
 import argparse
-import glob
 import hashlib
 import json
 import math
@@ -31,7 +30,7 @@ from tqdm import tqdm
 
 from mmed.evaluation.summary import utf8
 from mmed.utils.errors import UsageError, UserError, require_extra
-from mmed.utils.files import atomic_write
+from mmed.utils.files import atomic_write, leftovers
 from mmed.utils.journal import SealedFile, sealed_line
 from mmed.utils.untrusted import is_finite
 
@@ -220,8 +219,8 @@ class CallStore(SealedFile):
 
     def __init__(self, path: str | Path):
         super().__init__(Path(path))
-        for leftover in self.path.parent.glob(f"{glob.escape(self.path.name)}.*.tmp"):
-            leftover.unlink(missing_ok=True)  # of a run that was killed in `close`
+        for leftover in leftovers(self.path):  # of a run that was killed in `close`
+            leftover.unlink(missing_ok=True)
         self.lock = threading.Lock()
         self.replies: dict[str, dict] = {}
         self.new: list[dict] = []

@@ -28,7 +28,7 @@ from mmed.evaluation.summary import (
 from mmed.languages import get_language
 from mmed.prompts import ORDER, ExamItem, digest, scored_string
 from mmed.utils.errors import UserError
-from mmed.utils.files import atomic_write, check_file, read_json, read_jsonl, write_json
+from mmed.utils.files import atomic_write, check_file, leftovers, read_json, read_jsonl, write_json
 from mmed.utils.journal import json_line
 from mmed.utils.untrusted import is_finite
 
@@ -119,7 +119,7 @@ def write_results(
     for name, table in _leaderboard_tables(summary, rows, prompts, settings["words"]).items():
         files[name] = map(_csv_line, table)
     for name in (*files, "results.json"):
-        for leftover in folder.glob(f"{name}.*.tmp"):  # of a run that was killed while writing
+        for leftover in leftovers(folder / name):  # of a run that was killed while writing
             leftover.unlink(missing_ok=True)
     for name, content in files.items():
         lines = list(content)

@@ -8,6 +8,7 @@ import re
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tiny_world import make_world
 
 
@@ -32,6 +33,10 @@ def only_loopback(event: str, arguments: tuple) -> None:
 
 
 sys.addaudithook(only_loopback)
+# another process may stop an example for longer than any limit
+settings.register_profile("busy machine", deadline=None, print_blob=True,
+                          suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 if "PYTEST_XDIST_WORKER" in os.environ:  # files run side by side: a thread for each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -42,7 +42,7 @@ def run(*command):
 
 
 def start_until(path, count, *command):
-    """A process that has written `count` lines to a file."""
+    """A process of a run that is held (HOLD), once it has written `count` lines to a file."""
     process = subprocess.Popen(command, env=ENV, cwd=ROOT, stderr=subprocess.PIPE, text=True,
                                start_new_session=True)
     while not path.is_file() or len(path.read_text().splitlines()) < count:
@@ -128,13 +128,18 @@ def test_a_batch_without_a_target_changes_and_counts_nothing(world, tmp_path):
     assert state["optimizer_step"] == 2 and state["skipped"] == 0
 
 
-def run_patched(tmp_path, patch, arguments):
-    """train.py on two ranks, each with `patch` done first; it may `leave` a result in tmp_path/RANK."""
+def patched(tmp_path, patch):
+    """A train.py with `patch` done first, which may `leave` a result in tmp_path/RANK."""
     (tmp_path / "patched.py").write_text(
         "import os, sys, time, torch\nfrom mmed import train\n"
         "def leave(value):\n    torch.save(value, os.path.join(sys.path[0], os.environ['RANK']))\n"
         f"{patch}\nsys.exit(train.main())")
-    run(*TORCHRUN, str(tmp_path / "patched.py"), *arguments)
+    return str(tmp_path / "patched.py")
+
+
+def run_patched(tmp_path, patch, arguments):
+    """Run it on two ranks; returns what they left."""
+    run(*TORCHRUN, patched(tmp_path, patch), *arguments)
     return [torch.load(path) for path in map(tmp_path.joinpath, "01") if path.exists()]
 
 
@@ -149,6 +154,13 @@ VERIFY_SLOWLY = """
 from mmed.tokenization.token_streams import TokenStream
 verify = TokenStream.verify
 TokenStream.verify = lambda *given: (time.sleep(10 * (os.environ["RANK"] == "0")), verify(*given))"""
+HOLD = """
+train_step = train.Run.train_step
+def hold(run, batch):  # a run that ends before the signal comes shows nothing
+    while run.step == 5 and not run.stop.requested:
+        time.sleep(0.01)
+    train_step(run, batch)
+train.Run.train_step = hold"""
 RAGGED = ["--sequence_length=640"]  # micro-batches of 720 to 1,010 tokens
 
 
@@ -191,7 +203,7 @@ def test_stopping_by_sigterm_exits_75_and_resumes_to_the_same_bits(world, tmp_pa
     warm_run(command(world, tmp_path / "plain", "--max_steps=30", *extra))
     out = tmp_path / "stopped"
     arguments = command(world, out, "--max_steps=30", "--resume=auto", "--save_every=1000", *extra)
-    process = start_until(out / "metrics.jsonl", 3, *TRAIN, *arguments)
+    process = start_until(out / "metrics.jsonl", 3, sys.executable, patched(tmp_path, HOLD), *arguments)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75 and "--resume=auto" in err and (out / "stopped").is_file()
@@ -201,17 +213,19 @@ def test_stopping_by_sigterm_exits_75_and_resumes_to_the_same_bits(world, tmp_pa
 
 
 def test_sigterm_before_the_first_step_exits_75(world, tmp_path):
-    process = subprocess.Popen([*TRAIN, *pretrain(world, tmp_path / "out")], env=ENV, cwd=ROOT)
-    time.sleep(0.5)  # while torch is imported
+    command = [sys.executable, "-X", "importtime", TRAIN[1], *pretrain(world, tmp_path / "out")]
+    process = subprocess.Popen(command, env=ENV, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert any("torch." in line for line in process.stderr)  # a first part of it is imported
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 75
+    process.communicate(timeout=60)
+    assert process.returncode == 75
 
 
 @pytest.mark.slow
 def test_a_run_saved_on_two_ranks_continues_on_one(world, tmp_path, uninterrupted):
     out = tmp_path / "moved"
     arguments = pretrain(world, out, "--resume=auto", "--save_every=2")
-    first = start_until(out / "checkpoints" / "latest", 1, *TORCHRUN, TRAIN[1], *arguments)
+    first = start_until(out / "checkpoints" / "latest", 1, *TORCHRUN, patched(tmp_path, HOLD), *arguments)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     deadline = time.time() + 60

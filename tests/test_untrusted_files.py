@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from json_lines import write_lines
 from tiny_world import make_world
@@ -20,8 +20,6 @@ from mmed.tokenization.token_streams import TokenStream
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import UserError
 
-TRIES = settings(max_examples=100, deadline=None, print_blob=True,
-                 suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-2**70, 2**70), st.floats(), st.text(max_size=20))
 
 
@@ -79,7 +77,6 @@ def test_a_changed_file_is_read_or_rejected_in_one_line(world, name):
     target, read = READERS[name]
     good = (world / name).read_bytes()
 
-    @TRIES
     @given(changed(name, good))
     def check(content: bytes) -> None:
         (world / name).write_bytes(content)

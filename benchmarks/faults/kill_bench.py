@@ -180,17 +180,25 @@ def call_in(phase: str, act: Callable[[], object]) -> None:
     call_before(module, name, lambda *_, **__: act() if next(calls) == count else None)
 
 
+def wait_until(done: Callable[[], bool]) -> None:
+    while not done():
+        time.sleep(0.01)
+
+
 def stop_by_signal(bench: Bench):
     row = Row("SIGTERM or SIGINT while loading, in a step, an evaluation, a save, the export")
     cases = [(phase, 1) for phase in PHASES] + [(phase, 2) for phase in ("a step", "an evaluation", "a save")]
     for phase, ranks in cases:
-        def before(rank: int, signal_parent, phase=phase) -> None:
-            call_in(phase, lambda: (signal_parent(), time.sleep(1)))
-
         out = bench.new()
+        sent = out.with_suffix(".sent")
+
+        def before(rank: int, signal_parent, phase=phase, sent=sent) -> None:
+            call_in(phase, lambda: (signal_parent(), wait_until(sent.exists)))
+
         run = bench.start(out, ranks, before)
         reached = run.reached(120)
         run.send(bench.rng.choice((signal.SIGTERM, signal.SIGINT)))
+        sent.touch()
         codes = run.wait(30)
         run.kill()
         stopped = reached and codes == [STOPPED] * ranks and "Traceback" not in run.text()

@@ -37,7 +37,7 @@ def estimate(one: str, other: str) -> float:
     return float(np.equal(*minhash.signatures([one, other]).minima).mean())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(["the", "Heart", "治", "療", "カ", "é", "ไทย", "12", "!", " ", "\n", "\xad",
                                  "Ａ"]), max_size=40))
 def test_hashes_are_those_of_the_plain_shingles(parts):

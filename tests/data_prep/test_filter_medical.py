@@ -46,7 +46,7 @@ def texts(draw, language):
 def test_matcher_decides_as_the_plain_rule(language, mode):
     matcher = Matcher(language, mode)
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(st.lists(texts(language), min_size=1, max_size=12))
     def check(made):
         assert matcher.judge(made) == [PLAIN[mode](text, language) for text in made]

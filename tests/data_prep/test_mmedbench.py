@@ -552,7 +552,7 @@ def test_anchors_are_numbers_and_the_beginnings_of_latin_words():
     assert anchors(item) == {("A", "2.5"), ("A", "diar"), ("B", "12"), ("B", "defi")}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from(["English", "Spanish"]), st.sets(st.integers(10, 22), max_size=9),
                           st.sampled_from("AB")), min_size=1, max_size=12), st.integers(0, 12))
 def test_translations_are_those_that_a_search_of_all_pairs_finds(items, cut):
@@ -586,7 +586,7 @@ def test_several_sources_of_a_language_need_mix(tmp_path):
     assert len(read_benchmark(tmp_path / "out" / "Test")) == 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.fixed_dictionaries({
     "question": st.sampled_from(["", " ", "a", "痛", "\u2028", "x\ny", "\ud800"]),
     "correct_answers": st.lists(st.sampled_from("abcdefg")),

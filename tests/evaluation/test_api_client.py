@@ -1,4 +1,5 @@
 """A model behind an API: a loopback server that fails in every way it can."""
+import itertools
 import json
 import re
 import signal
@@ -311,12 +312,14 @@ def test_a_server_that_cannot_score_text_is_named_at_once(exam, fault, message):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_stopped_run_asks_only_for_what_is_missing(exam, tmp_path, number, code):
-    stub = Stub(lambda body, tries: time.sleep(30 if len(stub.seen) > 6 else 0.05), solver(exam))
+    turn = itertools.count(1)
+    stub = Stub(lambda body, tries: time.sleep(30 if next(turn) > 6 else 0.05), solver(exam))
     arguments = [sys.executable, "-m", "mmed.eval", *command(stub, exam, "--concurrency", "2")]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     calls = tmp_path / "out" / "api_calls.jsonl"
-    while process.poll() is None and not (calls.exists() and calls.read_bytes().count(b"\n") >= 5):
+    while len(stub.seen) < 8 or calls.read_bytes().count(b"\n") < 6:  # two wait for their answers
         time.sleep(0.02)
+        assert process.poll() is None
     process.send_signal(number)
     assert process.wait(20) == code
     kept, before, stub.fault = calls.read_bytes().count(b"\n"), len(stub.seen), lambda body, tries: None

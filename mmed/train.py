@@ -267,7 +267,7 @@ class Run:
             last = self.step == self.steps
             if last or (config.eval_every and self.step % config.eval_every == 0):
                 self.evaluate()
-            if not last and self.step % config.save_every == 0:
+            if not last and config.save_every and self.step % config.save_every == 0:
                 self.save()
 
     def train_step(self, batch: loader.Batch) -> None:

@@ -190,7 +190,7 @@ def test_ranks_wait_for_a_long_check_of_the_data(world, tmp_path):
 def test_stopping_by_sigterm_exits_75_and_resumes_to_the_same_bits(world, tmp_path, command, extra):
     warm_run(command(world, tmp_path / "plain", "--max_steps=30", *extra))
     out = tmp_path / "stopped"
-    arguments = command(world, out, "--max_steps=30", "--resume=auto", "--save_every=1000", *extra)
+    arguments = command(world, out, "--max_steps=30", "--resume=auto", "--save_every=0", *extra)
     process = start_until(out / "metrics.jsonl", 3, *TRAIN, *arguments)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)

@@ -314,6 +314,7 @@ def test_equal_options_are_one_answer_unless_that_is_switched_off():
         scored = loglikelihood_row(same, "h", list("ABCD"), [-4.0, -3.0, -2.0, -4.0], [4] * 4, rule)
         assert scored["correct"] is right and scored["parsed"] == "C"
         assert summarise([row], {"equal_options": rule})["macro"]["chance"] == (2 / 4 if right else 1 / 4)
+        assert summarise([row], {"equal_options": rule})["macro"]["official_chance"] == 1 / 4
     assert parse_options(["--model", "m", "--data", "d", "--out", "o",
                           "--style", "official"]).equal_options == "keyed"
 

@@ -122,6 +122,7 @@ def summarise(rows: Sequence[dict], settings: Mapping[str, Any] | None = None) -
     macro = {
         "n": micro["n"],
         "chance": metrics.mean(part["chance"] for part in languages.values()),
+        "official_chance": metrics.mean(part["official_chance"] for part in languages.values()),
         "accuracy": _mean_accuracies([part["accuracy"] for part in languages.values()], columns),
         "text": _text_scores(texts, macro=True),
     }
@@ -150,6 +151,7 @@ def _summarise_part(rows: Sequence[dict], equal_options: str) -> dict:
         parse[mode] = {status: found[status] / found.total() for status in STATUSES}
     result: dict[str, Any] = {
         "n": len(items), "chance": metrics.chance_level(docs, equal_options),
+        "official_chance": metrics.chance_level(docs),  # the official scorer accepts only the key
         "accuracy": _accuracies(rows), "parse": parse, "text": _text_scores(passed_check(rows)), "by": {}}
     if scored := [row for row in by_mode.get("loglikelihood", ()) if row["logprobs"]]:
         result["calibration"] = calibration(scored)

@@ -93,11 +93,12 @@ def _accuracy_table(results: Sequence[Result], column: str) -> Table:
     table = _table(f"Accuracy, {COLUMN_TITLES[column]}", signature.split("|"), "", results, scores)
     table.main = column not in ("loglikelihood_norm", "official")
     table.published = "accuracy" if column == "official" and _asked_as_in_the_paper(results[0]) else ""
-    chance = [_exact(100 * part["chance"]) for part in results[0].parts.values()]
+    name = "official_chance" if column == "official" else "chance"
+    chance = [100 * part.get(name, part["chance"]) for part in results[0].parts.values()]
     for score, level in ((score, level) for row in table.rows for score, level in zip(row.scores, chance)):
-        if score and None not in score.values():
-            score["at_chance"] = score["low"] <= level["value"] <= score["high"]
-    table.rows.append(Row("Chance level", "", chance, "chance"))
+        if score and score["low"] is not None and score["high"] is not None:
+            score["at_chance"] = score["low"] <= level <= score["high"]
+    table.rows.append(Row("Chance level", "", list(map(_exact, chance)), "chance"))
     return table
 
 

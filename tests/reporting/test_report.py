@@ -81,6 +81,7 @@ def test_the_numbers_of_the_tables_are_those_of_results_json(tmp_path, rng, caps
     for part in (*value["mmed"]["summary"]["languages"].values(), value["mmed"]["summary"]["macro"],
                  value["mmed"]["summary"]["micro"]):  # a metric may have any sign and size
         part["text"]["BERTScore|f1"] = {"value": -7.25, "low": -900.0, "high": None, "n": 2}
+        part["official_chance"] = 0.9876
     write_json(folders[0] / "results.json", value)
     page = make_page(tmp_path / "r.html", *folders)
     printed, shown = capsys.readouterr().out, page.texts["results"]
@@ -92,6 +93,7 @@ def test_the_numbers_of_the_tables_are_those_of_results_json(tmp_path, rng, caps
             assert f"{100 * part['accuracy']['answer']['value']:.1f} [" in printed
             assert f"{100 * part['text']['BLEU-1|nltk-method1']['value']:.2f}" in shown
             assert f"{100 * part['chance']:.1f}" in printed
+    assert "Chance level 98.8" in shown and "98.8" not in printed  # a table that is not a main one
     assert "−725.00" in shown and "b minus a" in page.texts["differences"]
     assert "McNemar, exact" in page.texts["differences"] and "micro average" in page.texts["differences"]
 

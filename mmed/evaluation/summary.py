@@ -304,7 +304,7 @@ def table(summary: dict, words: str) -> str:
     blocks = [aligned(rows)]
     if micro["parse"]:
         shares = [(mode, status) for mode in micro["parse"] for status in STATUSES]
-        rows = [["answers read, %", *(f"{mode}: {status}" for mode, status in shares)]]
+        rows = [["answers read, %", *(f"{COLUMN_TITLES[mode]}: {status}" for mode, status in shares)]]
         rows += [[name, *(f"{100 * part['parse'][mode][status]:.1f}" for mode, status in shares)]
                  for name, part in groups.items() if part.get("parse")]
         blocks.append(aligned(rows))
@@ -328,8 +328,8 @@ def table(summary: dict, words: str) -> str:
 def permutation_blocks(summary: dict[str, dict[str, Any]]) -> list[str]:
     blocks = []
     for column in summary.get(ALL, ()):
-        rows = [[f"{column}, options in all orders, %", "n", "mean [95 %]", "same text in all orders",
-                 "letters: chosen / right"]]
+        rows = [[f"{COLUMN_TITLES[column]}, options in all orders, %", "n", "mean [95 %]",
+                 "same text in all orders", "letters: chosen / right"]]
         for name, part in summary.items():
             if column in part:
                 own = part[column]

@@ -323,7 +323,7 @@ def test_sixteen_curves_of_one_run_are_told_apart():
 def test_forgetting_is_the_change_of_general_accuracy_and_loss_against_the_base_model(tmp_path, rng):
     items = make_items(rng, 41, ("English", "French"))  # no share of 41 is rounded both ways
     skills = {"base": 1.0, "medical": 0.5, "other": 0.5}
-    exams = [f"{name}={make_result(tmp_path / name, items, rng, skill, modes=('answer',))}"
+    exams = [make_result(tmp_path / name, items, rng, skill, modes=("answer",), scoring="generate")
              for name, skill in skills.items()]
     losses = {"medical": (2.0, 2.25), "replay": (2.0, 1.75)}
     runs = []
@@ -350,9 +350,10 @@ def test_forgetting_is_the_change_of_general_accuracy_and_loss_against_the_base_
     log[0]["validation_loss"] = {"general de": 2.0}
     write_lines(folder / "metrics.jsonl", *log)
     fewer = make_result(tmp_path / "x", items[1:], rng, modes=("answer",))
-    scored = make_result(tmp_path / "y", items, rng, modes=("loglikelihood",))
+    scored = make_result(tmp_path / "y", items, rng, modes=("loglikelihood",), scoring="loglikelihood")
     for arguments, message in ((["--general", *exams, fewer], "exam items differ"),
-                               (["--general", *exams, scored], "defined differently"),
+                               (["--general", *exams, scored],
+                                r"defined differently .* scoring = loglikelihood \(there generate\); eval"),
                                (["--runs", *runs], "run replay: validated on general de, general en")):
         with pytest.raises(UserError, match=message):
             make_page(tmp_path / "x.html", *arguments)

@@ -9,7 +9,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from mmed import metrics
 from mmed.evaluation.answer_parser import PARSER_VERSION
@@ -17,6 +17,7 @@ from mmed.languages import PAPER_ORDER, get_language
 from mmed.prompts import AFTER_LETTERS, BEFORE_LETTERS, CLOZE, CLOZE_ALONE
 from mmed.utils.errors import printable
 
+Item = TypeVar("Item")
 MODES = ("answer", "rationale", "loglikelihood", "option_text")
 TEXT_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L")
 # Column of the accuracy table -> (mode, key of the row that says whether the answer is right)
@@ -104,8 +105,8 @@ def kind_of(row: dict, kind: str) -> str:
     return utf8(name) if isinstance(name, str) else ""
 
 
-def group_by(rows: Iterable[dict], name_of: Callable[[dict], str]) -> dict[str, list[dict]]:
-    groups = defaultdict(list)
+def group_by(rows: Iterable[Item], name_of: Callable[[Item], str]) -> dict[str, list[Item]]:
+    groups: defaultdict[str, list[Item]] = defaultdict(list)
     for row in rows:
         groups[name_of(row)].append(row)
     return dict(groups)

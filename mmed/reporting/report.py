@@ -59,9 +59,9 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
     """In each setting every model against the first; no lines if their accuracies are defined differently."""
     found = []
     for setting, heading in SETTINGS.items():
-        first, *others = [result for result in results if result.setting == setting] or [None]
-        found += [{"setting": heading, "first": first.name, "other": other.name,
-                   "lines": differences(first, other)} for other in others]
+        group = [result for result in results if result.setting == setting]
+        found += [{"setting": heading, "first": group[0].name, "other": other.name,
+                   "lines": differences(group[0], other)} for other in group[1:]]
     return found
 
 

@@ -118,7 +118,8 @@ def _source_table(results: Sequence[Result], column: str, names: Sequence[str]) 
 def _text_table(results: Sequence[Result], metric: str) -> Table:
     """BLEU, ROUGE or another score of rationales."""
     summary, words = results[0].summary, results[0].settings["words"]
-    name, *definition = *metric.split("|"), f"words:{words}", *setting_parts("rationale", results[0].settings)
+    name, *definition = metric.split("|")
+    definition += [f"words:{words}", *setting_parts("rationale", results[0].settings)]
     items = summary["text_items"].replace("human_check_passed", "those that passed the human check")
     note = f" Rationales scored: {items}."
     absent = [language for language, part in summary["languages"].items() if metric not in part["text"]]
@@ -225,4 +226,4 @@ def score_text(score: Score | None, decimals: int = 1) -> str:
     text = f"{score['value']:.{decimals}f}"
     if score["low"] is not None and score["high"] is not None:
         text += f" [{score['low']:.0f}-{score['high']:.0f}]"
-    return text + {True: " ~", False: "  "}.get(score.get("at_chance"), "")
+    return text + (" ~" if score.get("at_chance") else "  " if "at_chance" in score else "")

@@ -2,6 +2,7 @@
 import csv
 import math
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -214,7 +215,14 @@ def test_a_too_long_prompt_is_rejected_or_loses_its_beginning(world, bos_id):
     (["--batch_size", "0"], "--batch_size"), (["--data", "nowhere"], "nowhere"),
     (["--scoring", "generate,cloze"], "'cloze' is none of generate, loglikelihood, option_text, both"),
     (["--scoring", "option_text", "--permutations", "2"], "--permutations must be"),
-    (["--cot"], "--cot needs --shots"), (["--model", "nowhere"], "nowhere/config.json: no such file"),
+    (["--cot"], "--cot needs --shots"), (["--model", "nowhere"], "nowhere: no such folder; .*hf download"),
+    (["--model", "run"], "run: a training run, .*; give --model run/model"),
+    (["--adapter", "run"], "run: a training run, .*; give --model run/model"),
+    (["--adapter", "lora"], "lora: a training run, .*; give --adapter lora/adapter"),
+    (["--data", "raw.json"], r"raw.json:1: .* JSON object.*; python -m data_prep.mmedbench"),
+    (["--data", "Raw.jsonl"], "'answer_idx' must be .*; python -m data_prep.mmedbench"),
+    (["--data", "lora"], "lora: no .*; python -m data_prep.mmedbench"),
+    (["--out", "run"], "run: contains files, but no result"),
     (["--api", "m"], "either --model"), (["--data", "Klingon.jsonl"], "unknown language 'Klingon'"),
     *((["--model", "", "--api", "m", *more], message) for more, message in (
         ([], "no such environment variable"), (["--scoring", "both"], "needs --completions"),
@@ -228,9 +236,13 @@ def test_wrong_options_are_rejected(world, tmp_path, monkeypatch, arguments, mes
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.chdir(tmp_path)
     shutil.copy(world / "Test" / "English.jsonl", "Klingon.jsonl")
+    shutil.copytree(world / "model", "run/model")
+    Path("lora/adapter").mkdir(parents=True)
+    Path("raw.json").write_text("[]")
+    write_lines(Path("Raw.jsonl"), {"question": "Why?", "options": {"A": "x", "B": "y"}, "answer": "A"})
     with pytest.raises(UserError, match=message) as caught:
         run(world, tmp_path / "out", *arguments)
-    assert isinstance(caught.value, UsageError) or "nowhere" in message or "Klingon" in message
+    assert isinstance(caught.value, UsageError) or re.search("nowhere|Klingon|run|lora|mmedbench", message)
 
 
 # ---- scores by hand ----
@@ -312,6 +324,7 @@ def test_equal_options_are_one_answer_unless_that_is_switched_off():
         scored = loglikelihood_row(same, "h", list("ABCD"), [-4.0, -3.0, -2.0, -4.0], [4] * 4, rule)
         assert scored["correct"] is right and scored["parsed"] == "C"
         assert summarise([row], {"equal_options": rule})["macro"]["chance"] == (2 / 4 if right else 1 / 4)
+        assert summarise([row], {"equal_options": rule})["macro"]["official_chance"] == 1 / 4
     assert parse_options(["--model", "m", "--data", "d", "--out", "o",
                           "--style", "official"]).equal_options == "keyed"
 

@@ -202,7 +202,7 @@ def test_ranks_wait_for_a_long_check_of_the_data(world, tmp_path):
 def test_stopping_by_sigterm_exits_75_and_resumes_to_the_same_bits(world, tmp_path, command, extra):
     warm_run(command(world, tmp_path / "plain", "--max_steps=30", *extra))
     out = tmp_path / "stopped"
-    arguments = command(world, out, "--max_steps=30", "--resume=auto", "--save_every=1000", *extra)
+    arguments = command(world, out, "--max_steps=30", "--resume=auto", "--save_every=0", *extra)
     process = start_until(out / "metrics.jsonl", 3, sys.executable, patched(tmp_path, HOLD), *arguments)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -317,7 +317,7 @@ def test_a_run_on_conversations_trains_the_answers_in_the_models_own_turns(world
 # -------------------------------------------------------------------------------------- options and bad input
 
 @pytest.mark.parametrize("extra, code, words", [
-    (["--model=/no/such"], 1, ["/no/such/config.json"]),
+    (["--model=/no/such"], 1, ["/no/such: no such folder"]),
     (["--data=/no/such/stream"], 1, ["/no/such/stream.json", "tokenize"]),
     (["--lr=1"], 2, ["--lr", "did you mean"]), (["--precision=fp16"], 2, ["--precision", "bf16"]),
     (["--data=,"], 2, ["--data=,", "each named once"]),
@@ -367,6 +367,8 @@ def test_a_model_without_tokenizer_trains_on_streams_that_fit_it(world, tmp_path
 
     shutil.copytree(world / "model", tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
     fails(arguments("--windows=official"), 2, "--windows=official", "--tokenizer")
+    fails(arguments("--bos=no"), 1, "model: no tokenizer.model or tokenizer.json there; give --tokenizer")
+    fails(arguments("--bos=no", f"--model={tmp_path}"), 1, f"give --model {tmp_path}/model")
     write_stream(tmp_path / "big", [[5, 900]] * 9)
     fails(arguments(f"--data={tmp_path}/big"), 1, "big: has ids up to 999", "340 rows")
     path = tmp_path / "model" / "config.json"

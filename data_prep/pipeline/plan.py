@@ -104,8 +104,8 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
             for step in ready[:at_once - len(running)]:
                 log = logs / f"{step.name}.log"
                 log.touch()
-                process = multiprocessing.get_context("fork").Process(target=_run_commands,
-                                                                      args=(step, log, prepare))
+                process: BaseProcess = multiprocessing.get_context("fork").Process(
+                    target=_run_commands, args=(step, log, prepare))
                 signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # callbacks of fork() swallow exceptions
                 process.start()
                 running[step.name] = (step, process, time.time())

@@ -274,14 +274,18 @@ class Caller:
         return text.replace(json.dumps(self.server.key)[1:-1], "[key]") if self.server.key else text
 
     def call(self, body: dict[str, Any]) -> dict[str, Any]:
-        """One reply, or why there is none. The client retries failed calls, this loop error replies."""
+        """One reply, or why there is none. The client retries failed calls, this loop error replies, and rate
+        limits: many are per minute, and the client's retries are over after 40 seconds."""
         for attempt in range(self.server.retries + 1):
             try:
                 value = self.client.post(f"/{self.server.endpoint}", body=body, cast_to=object)
                 return read_reply(value) | (echoed_tokens(value) if "echo" in body else {})
             except self.openai.APIError as error:
-                failure = self.failure(error)
-                break
+                limited = isinstance(error, self.openai.RateLimitError) and error.code != "insufficient_quota"
+                if not limited or attempt == self.server.retries:
+                    failure = self.failure(error)
+                    break
+                failure = CallFailed("rate limit")
             except CallFailed as error:
                 failure = error
             except UserError:

@@ -84,11 +84,11 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """
     path = Path(path)
     temporary = temporary_name(path)
-    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
+    text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, mode, **text) as file:
+            with open(temporary, mode, **({} if "b" in mode else text)) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

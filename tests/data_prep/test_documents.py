@@ -95,7 +95,9 @@ TWO_PARAGRAPHS = "first\nstill first\r\n\r\n\u3000\r\nsecond\n".encode("utf-8-si
     ("a.jsonl.gz", b"", [], {DAMAGED: 1}), ("a.parquet.gz", gzip.compress(b"PAR1"), [], {DAMAGED: 1}),
     ("a.txt", TWO_PARAGRAPHS, [normalise_text(TWO_PARAGRAPHS.decode())], {}),
     ("paragraphs.txt", TWO_PARAGRAPHS, ["first\nstill first", "second"], {}),
-    ("b.txt", b"caf\xe9", [], {"not UTF-8": 1})])
+    ("b.txt", b"caf\xe9", [], {"not UTF-8": 1}),
+    ("c.txt", b"one zero byte\0 in UTF-8", ["one zero byte in UTF-8"], {}),
+    ("d.txt", "Боль в груди, озноб".encode("utf-16-le"), [], {"not UTF-8": 1})])
 def test_published_forms_are_read(tmp_path, name, data, expected, dropped):
     assert read(tmp_path / name, data, paragraphs=name == "paragraphs.txt") == (expected, dropped)
     (tmp_path / f"._{name}").write_bytes(b"\0\5\x16\7")  # of macOS

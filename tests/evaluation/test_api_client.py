@@ -63,6 +63,15 @@ def test_a_temporary_fault_is_retried(tmp_path, fault):
     assert stub.tries["q"] == 2
 
 
+def test_a_rate_limit_may_take_longer_than_the_retries_of_the_client(tmp_path):
+    stub = Stub(lambda body, tries: error(429, "3 a minute") if tries < 9 else None)
+    assert asked(stub, tmp_path, ["q"])[0]["text"] == "answer to q"  # 3 times 1 + 2 retries
+    stub = Stub(lambda body, tries: error(429, "3 a minute"))
+    with pytest.raises(UserError, match="429: 3 a minute; the quota is used up, or the rate limit"):
+        asked(stub, tmp_path, ["other"])
+    assert stub.tries["other"] == 9
+
+
 @pytest.mark.parametrize("fault, tries, kind, reason", [
     (error(400, "filtered", code="content_filter"), 1, "content_filter", "400: filtered"),
     ((200, {"choices": [], "prompt_feedback": {"block_reason": "BAD"}}, {}), 1, "content_filter", "BAD"),

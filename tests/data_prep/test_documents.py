@@ -92,7 +92,7 @@ TWO_PARAGRAPHS = "first\nstill first\r\n\r\n\u3000\r\nsecond\n".encode("utf-8-si
     ("a.json", b'[{"text": "one"}', [], {"not JSON": 1}),
     ("oscar.jsonl", b'{"content": "a"}', ["a"], {}), ("redpajama.jsonl", b'{"raw_content": "a"}', ["a"], {}),
     ("a.jsonl?download=true", b'{"text": "a"}', ["a"], {}), ("a.txt?x=1", b"a", ["a"], {}),
-    ("a.jsonl.gz", b"", [], {DAMAGED: 1}), ("a.parquet.gz", gzip.compress(b"PAR1"), [], {DAMAGED: 1}),
+    ("a.jsonl.gz", b"", [], {DAMAGED: 1}), ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0), [], {DAMAGED: 1}),
     ("a.txt", TWO_PARAGRAPHS, [normalise_text(TWO_PARAGRAPHS.decode())], {}),
     ("paragraphs.txt", TWO_PARAGRAPHS, ["first\nstill first", "second"], {}),
     ("b.txt", b"caf\xe9", [], {"not UTF-8": 1}),

@@ -29,7 +29,7 @@ from data_prep.record_files import JSON_LINES, PACKED, BadRecord, read_records
 from mmed.utils.errors import UserError, printable
 from mmed.utils.files import atomic_write
 
-FORMAT_VERSION = 4  # raise it when the same input gives other output: finished shards are then redone
+FORMAT_VERSION = 5  # raise it when the same input gives other output: finished shards are then redone
 EXAMPLES = 5  # places shown for each reason
 FORMS = ".jsonl, .json, .ndjson, .txt, each also .gz, .bz2, .xz or .zst; .parquet"
 KINDS = (*JSON_LINES, ".txt", ".parquet")

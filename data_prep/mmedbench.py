@@ -162,7 +162,7 @@ def counts_of(items: list[Raw]) -> dict[str, Any]:
     table = []
     for language, name in sorted(groups, key=lambda pair: languages.index(pair[0])):
         for split in SPLITS:
-            read = [raw for raw in groups[language, name] if raw.stated == split]
+            read = [raw for raw in groups[language, name] if (raw.stated or raw.split or "Test") == split]
             written = [raw for raw in groups[language, name] if not raw.reason and raw.split == split]
             comparable = name in IN_PAPER and (name, split) != ("mmedbench", "Val")  # not in the release
             paper = PAPER.get(language, {}).get(split) if comparable else None

@@ -214,6 +214,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"{options.data}: every item has a {task.key} already; use --replace to redo them")
     store = api_client.CallStore(options.calls or f"{out}.calls.jsonl")
     replies = ask_all(task, server, store, chosen, longest, options.samples)
+    store.close()  # before OUT is there: with it, there is nothing left to do
     problems = [{"key": entry.item.key, "language": entry.item.language, "reason": entry.problem}
                 for entry in chosen if entry.problem]
     report = {"data": file_hash(options.data), "server": server.facts(), "prompt_version": PROMPT_VERSION,
@@ -235,7 +236,6 @@ def run(options: argparse.Namespace) -> None:
     spent = api_client.usage(store.new)
     print(f"this run: {spent['calls']:,} of {len(replies):,} calls, tokens in {spent['prompt_tokens']:,}, "
           f"out {spent['completion_tokens']:,}")
-    store.close()
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -204,6 +204,8 @@ def _to_record(item: Any, kind: str) -> dict[str, Any]:
     if isinstance(item, BadRecord):
         raise item
     if isinstance(item, bytes):
+        if kind == ".txt" and 20 * item.count(0) > len(item):  # UTF-16: a zero byte in each ASCII character
+            raise BadRecord("not UTF-8")
         item = {"text": _decode(item)} if kind == ".txt" else _parse(item)
     elif isinstance(item, str):  # in an array, as in Apollo's corpus
         item = {"text": item}

@@ -16,7 +16,6 @@ inputs. On a cluster, tasks with `--shard i/n` make the parts; the command witho
 from __future__ import annotations
 
 import functools
-import glob
 import hashlib
 import os
 import re
@@ -33,7 +32,7 @@ from mmed.evaluation.summary import aligned
 from mmed.tokenization.token_streams import StreamWriter, TokenStream, write_manifest
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
-from mmed.utils.files import write_json
+from mmed.utils.files import leftovers, write_json
 
 HELD_OUT = "-held-out"
 MOST_SOURCES = 6  # columns of a table; a corpus of articles may have a source for each journal
@@ -97,7 +96,7 @@ def find_others(streams: list[TokenStream], out: str, folder: Path) -> list[Path
     files = [Path(f"{out}{name}.{ending}") for name in ("", HELD_OUT) for ending in ("json", "idx", "bin")]
     found = [file for file in files if file.exists()]
     for file in files:
-        found += file.parent.glob(f"{glob.escape(file.name)}.*.tmp")
+        found += leftovers(file)
     if folder.is_dir():
         found += folder.iterdir()
     return [path for path in found if path not in used]

@@ -93,7 +93,8 @@ class TrainConfig:
                       "none", "tensorboard", "wandb")
     eval_every: int = option(0, "validate every N steps; 0: only before the first and after the last",
                              bounds=NATURAL)
-    save_every: int = option(200, "save every N steps, at the end, and on a stop signal", bounds=POSITIVE)
+    save_every: int = option(200, "save every N steps, at the end, and on a stop signal; 0: only these two",
+                             bounds=NATURAL)
     keep_last: int = option(2, "number of checkpoints to keep", bounds=POSITIVE)
     async_save: bool = option(True, "write checkpoints in the background, from a copy in host memory")
     dry_run: bool = option(False, "print parameters, tokens per step, memory per rank and time, and stop")

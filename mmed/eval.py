@@ -62,6 +62,7 @@ from mmed.utils.journal import facts_that_differ
 SETTINGS = ("setting", "style", "mode", "scoring", "permutations", "shots", "cot", "seed", "max_new_tokens",
             "stop", "words", "limit", "equal_options")
 LOCAL_SETTINGS = ("batch_size", "too_long", "dtype", "chat_template", "bos")
+OWN_FILES = ("results.json", "predictions.jsonl", "predictions.jsonl.partial", "api_calls.jsonl")
 
 
 # ---- local models ------------------------------------------------------------------------------------------
@@ -204,10 +205,9 @@ def evaluate_api(
         print(f"warning: {len(errors):,} questions have no answer and count as wrong; the first is item "
               f"{errors[0]['key']} ({errors[0]['language']}): {errors[0]['error']}", file=sys.stderr)
     settings = settings | {"api": server.facts() | counts}
-    (out / "results.json").unlink(missing_ok=True)  # not before: a failed call must not cost earlier results
-    summary = write_results(out, rows, prompts_of(questions), facts, settings)
     store.close()
-    return summary
+    (out / "results.json").unlink(missing_ok=True)  # not before: a failed call must not cost earlier results
+    return write_results(out, rows, prompts_of(questions), facts, settings)
 
 
 # ---- command -----------------------------------------------------------------------------------------------
@@ -227,6 +227,8 @@ def read_exam(config: EvalConfig) -> list[ExamItem]:
 def evaluate(config: EvalConfig) -> dict:
     """Run, score and write; return the summary. A finished result with the same settings is only shown."""
     items, server, out = read_exam(config), config.server, Path(config.out)
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).is_file() for name in OWN_FILES):
+        raise UserError(f"{out}: contains files, but no result of this command; give another --out")
     settings = {name: getattr(config, name) for name in (*SETTINGS, *(() if server else LOCAL_SETTINGS))}
     if settings.get("dtype") == "auto":  # recorded as what it is on this machine
         settings["dtype"] = "bfloat16" if device_called(config.device).startswith("cuda") else "float32"

@@ -31,6 +31,7 @@ class ExamItem:
     extra: dict[str, Any] = field(default_factory=dict)  # all other keys of the line
 
 
+CONVERT = "python -m data_prep.mmedbench converts an exam as published"
 ORDER = "option_order"  # in the `extra` of a copy with reordered options: its number
 
 # Key of a line -> its type; one with None may be missing or null
@@ -71,7 +72,8 @@ def read_items(path: str | Path, language: str | None = None) -> list[ExamItem]:
 def _item_from_row(row: dict, language: str) -> ExamItem:
     for name, kind in KEYS.items():
         if not isinstance(row.get(name), kind):
-            raise ValueError(f"{name!r} must be {getattr(kind, '__name__', kind)}, got {row.get(name)!r:.60}")
+            raise ValueError(f"{name!r} must be {getattr(kind, '__name__', kind)}, "
+                             f"got {row.get(name)!r:.60}; {CONVERT}")
     question, options = row["question"], row["options"]
     if not 2 <= len(options) <= 26 or list(options) != list(string.ascii_uppercase[:len(options)]):
         raise ValueError("option letters must be A, B, C, ... in order, at least two and none skipped, got "
@@ -107,11 +109,14 @@ def read_benchmark(folder_or_file: str | Path) -> list[ExamItem]:
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     files = [file for file in files if file.name != "dropped.jsonl"]  # of data_prep.mmedbench
     if not files:
-        split = f"; give one of its splits, such as {path / 'Test'}" if (path / "Test").is_dir() else ""
-        raise UserError(f"{path}: no *.jsonl file in this folder, such as English.jsonl{split}")
+        split = f"give one of its splits, such as {path / 'Test'}" if (path / "Test").is_dir() else CONVERT
+        raise UserError(f"{path}: no *.jsonl file in this folder, such as English.jsonl; {split}")
     items: dict[str, ExamItem] = {}
     for file in files:
-        own = {item.key: item for item in read_items(file)}
+        try:
+            own = {item.key: item for item in read_items(file)}
+        except UserError as error:
+            raise error if file.suffix == ".jsonl" else UserError(f"{error}; {CONVERT}") from None
         if twice := own.keys() & items.keys():
             raise UserError(f"{file}: id {min(twice)!r} is also used in another file of the benchmark")
         items |= own

@@ -185,14 +185,14 @@ def find_checkpoint(config: TrainConfig) -> tuple[Path | None, dict | None]:
 def load_data(config: TrainConfig) -> tuple[Tokenizer | None, PretrainRows | ExamRows, ModelConfig, int]:
     """Tokenizer, rows, the model's configuration, the run's steps; opens the data without reading it all."""
     config = loader.with_source_data(config)
+    if not config.model.startswith("shape:"):
+        pretrained.config_in(config.model)  # before its tokenizer is missed
     folder = config.tokenizer or config.model
     tokenizer = load_tokenizer(folder, config.bos) if pretrained.has_tokenizer(folder) else None
     needed = (config.task != "pretrain" or config.tokenizer or config.model.startswith("shape:")
               or config.bos != "auto")
     if tokenizer is None and needed:
-        known = Path(folder).is_dir() or folder.startswith("shape:")
-        raise UserError(f"{folder}: " + ("no tokenizer.model or tokenizer.json there; give --tokenizer=FOLDER"
-                                         if known else "no such folder"))
+        raise UserError(f"{folder}: no tokenizer.model or tokenizer.json there; give --tokenizer=FOLDER")
     rows, shape = loader.make_rows(config, tokenizer), model_config(config, tokenizer)
     sizes = {stream.prefix: stream.vocab_size for stream in rows.streams}
     for name, size in ({folder: tokenizer.rows} if tokenizer else sizes).items():  # streams are of its ids
@@ -224,6 +224,7 @@ class Run:
         self.validation = validation.validation_sets(config, self.tokenizer, shape.max_position_embeddings)
         loader.verify_streams(rows.streams)
         if distributed.is_main():
+            (self.out / "done.json").unlink(missing_ok=True)  # with --resume=step-N of a finished run
             if folder:
                 training_state.set_latest(folder)
             run_folder.start(self.out, facts, old, self.step)
@@ -267,7 +268,7 @@ class Run:
             last = self.step == self.steps
             if last or (config.eval_every and self.step % config.eval_every == 0):
                 self.evaluate()
-            if not last and self.step % config.save_every == 0:
+            if not last and config.save_every and self.step % config.save_every == 0:
                 self.save()
 
     def train_step(self, batch: loader.Batch) -> None:
@@ -316,7 +317,8 @@ class Run:
         else:
             pretrained.save_pretrained(self.model, self.tokenizer, result)
         log.bar.close()
-        if distributed.is_main():
+        if distributed.is_main():  # a kill after the last save may have left more checkpoints
+            training_state.remove_others(self.out / "checkpoints" / f"step-{self.step}", config.keep_last)
             write_json(self.out / "done.json", {"steps": self.steps, "tokens": log.tokens,
                                                 "targets": log.targets, "loss": log.loss})
             change = validation.compare(log.validation_before, log.validation_after)

@@ -2,6 +2,7 @@
 import csv
 import math
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from json_lines import write_lines
 
 import mmed.eval
+import mmed.evaluation.results
 from mmed.checkpoints.adapters import save_adapter
 from mmed.checkpoints.pretrained import save_pretrained
 from mmed.eval import main, parse_options
@@ -24,6 +26,7 @@ from mmed.prompts import ExamItem, build_messages, permuted, read_benchmark
 from mmed.tokenization.chat_template import encode_chat
 from mmed.tokenizer import load_tokenizer, train_sentencepiece
 from mmed.utils.errors import UsageError, UserError
+from mmed.utils.files import write_json
 from mmed.utils.journal import Journal
 
 LANGUAGES = ("English", "Japanese", "French")
@@ -142,7 +145,15 @@ def test_a_journal_cut_anywhere_continues_to_the_same_files(world, finished, tmp
     computed = []
     run_round = mmed.eval.run_round
     monkeypatch.setattr(mmed.eval, "run_round", lambda *args: computed.append(1) or run_round(*args))
-    run(world, tmp_path, "--scoring", "both")
+
+    def write_and_die(*arguments):
+        write_json(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(mmed.evaluation.results, "write_json", write_and_die)
+        run(world, tmp_path, "--scoring", "both")
+    run(world, tmp_path, "--scoring", "both")  # killed again, after its last file
     assert {path.name for path in tmp_path.iterdir()} == FILES | {"mine.tmp"}
     assert all((finished / name).read_bytes() == (tmp_path / name).read_bytes() for name in FILES)
     assert len(computed) == whole[0].count(b"\n") - 1 - max(cut.count(b"\n") - 1, 0)  # only what was missing
@@ -204,7 +215,14 @@ def test_a_too_long_prompt_is_rejected_or_loses_its_beginning(world, bos_id):
     (["--batch_size", "0"], "--batch_size"), (["--data", "nowhere"], "nowhere"),
     (["--scoring", "generate,cloze"], "'cloze' is none of generate, loglikelihood, option_text, both"),
     (["--scoring", "option_text", "--permutations", "2"], "--permutations must be"),
-    (["--cot"], "--cot needs --shots"), (["--model", "nowhere"], "nowhere/config.json: no such file"),
+    (["--cot"], "--cot needs --shots"), (["--model", "nowhere"], "nowhere: no such folder; .*hf download"),
+    (["--model", "run"], "run: a training run, .*; give --model run/model"),
+    (["--adapter", "run"], "run: a training run, .*; give --model run/model"),
+    (["--adapter", "lora"], "lora: a training run, .*; give --adapter lora/adapter"),
+    (["--data", "raw.json"], r"raw.json:1: .* JSON object.*; python -m data_prep.mmedbench"),
+    (["--data", "Raw.jsonl"], "'answer_idx' must be .*; python -m data_prep.mmedbench"),
+    (["--data", "lora"], "lora: no .*; python -m data_prep.mmedbench"),
+    (["--out", "run"], "run: contains files, but no result"),
     (["--api", "m"], "either --model"), (["--data", "Klingon.jsonl"], "unknown language 'Klingon'"),
     *((["--model", "", "--api", "m", *more], message) for more, message in (
         ([], "no such environment variable"), (["--scoring", "both"], "needs --completions"),
@@ -218,9 +236,13 @@ def test_wrong_options_are_rejected(world, tmp_path, monkeypatch, arguments, mes
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.chdir(tmp_path)
     shutil.copy(world / "Test" / "English.jsonl", "Klingon.jsonl")
+    shutil.copytree(world / "model", "run/model")
+    Path("lora/adapter").mkdir(parents=True)
+    Path("raw.json").write_text("[]")
+    write_lines(Path("Raw.jsonl"), {"question": "Why?", "options": {"A": "x", "B": "y"}, "answer": "A"})
     with pytest.raises(UserError, match=message) as caught:
         run(world, tmp_path / "out", *arguments)
-    assert isinstance(caught.value, UsageError) or "nowhere" in message or "Klingon" in message
+    assert isinstance(caught.value, UsageError) or re.search("nowhere|Klingon|run|lora|mmedbench", message)
 
 
 # ---- scores by hand ----
@@ -302,6 +324,7 @@ def test_equal_options_are_one_answer_unless_that_is_switched_off():
         scored = loglikelihood_row(same, "h", list("ABCD"), [-4.0, -3.0, -2.0, -4.0], [4] * 4, rule)
         assert scored["correct"] is right and scored["parsed"] == "C"
         assert summarise([row], {"equal_options": rule})["macro"]["chance"] == (2 / 4 if right else 1 / 4)
+        assert summarise([row], {"equal_options": rule})["macro"]["official_chance"] == 1 / 4
     assert parse_options(["--model", "m", "--data", "d", "--out", "o",
                           "--style", "official"]).equal_options == "keyed"
 

@@ -86,6 +86,7 @@ def test_pair_scores_are_the_single_scores_under_their_signatures(rng):
 OPTIONS = {"A": "aspirin", "B": "heparin", "C": " Heparin ", "D": "", "E": ""}
 GENOTYPES = {"A": "GG.", "B": "gg.", "C": "Gg.", "D": "无法确定."}  # CMMLU, as published
 ANTIGENS = {"A": "anti-C and e", "B": "anti-c and E", "C": "AaBb", "D": "AABb", "E": "Anti-C  and e"}
+PHRASES = {"A": "As needed", "B": "as  needed", "C": "Ab", "D": "ab", "E": "Aa parents", "F": "aa parents"}
 
 
 @pytest.mark.parametrize(("prediction", "answer", "options", "right"), [
@@ -96,6 +97,7 @@ ANTIGENS = {"A": "anti-C and e", "B": "anti-c and E", "C": "AaBb", "D": "AABb", 
     ("A,B,C", "A,B", OPTIONS, False), ("E", "D", OPTIONS, False),  # the pictures that are missing may differ
     ("B", "A", GENOTYPES, False), ("C", "A", GENOTYPES, False), ("A", "A", GENOTYPES, True),
     ("B", "A", ANTIGENS, False), ("D", "C", ANTIGENS, False), ("E", "A", ANTIGENS, True),
+    ("B", "A", PHRASES, True), ("D", "C", PHRASES, False), ("F", "E", PHRASES, False),
 ])
 def test_exact_match_compares_sets_of_letters_and_equal_options(prediction, answer, options, right):
     assert exact_match(prediction, answer, options) is right

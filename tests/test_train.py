@@ -202,7 +202,7 @@ def test_ranks_wait_for_a_long_check_of_the_data(world, tmp_path):
 def test_stopping_by_sigterm_exits_75_and_resumes_to_the_same_bits(world, tmp_path, command, extra):
     warm_run(command(world, tmp_path / "plain", "--max_steps=30", *extra))
     out = tmp_path / "stopped"
-    arguments = command(world, out, "--max_steps=30", "--resume=auto", "--save_every=1000", *extra)
+    arguments = command(world, out, "--max_steps=30", "--resume=auto", "--save_every=0", *extra)
     process = start_until(out / "metrics.jsonl", 3, sys.executable, patched(tmp_path, HOLD), *arguments)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -247,15 +247,25 @@ def test_a_finished_run_is_left_alone_before_its_data_is_opened(world, tmp_path,
     fails(pretrain(world, kept, "--seed=2"), 1, "seed=1, now it is 2")
 
 
-def test_a_run_that_went_back_and_was_killed_at_once_continues(world, tmp_path, uninterrupted):
+@pytest.mark.parametrize("place, steps", [("run_folder.start", 10), ("Run.to_end", 8)])
+def test_a_run_that_went_back_and_was_killed_at_once_continues(world, tmp_path, uninterrupted, place, steps):
     out = tmp_path / "back"
     shutil.copytree(uninterrupted, out)
-    killed = "import os; from mmed import train; train.Run.to_end = lambda run: os._exit(9); train.main()"
+    killed = f"import os; from mmed import train; train.{place} = lambda *_: os._exit(9); train.main()"
     arguments = pretrain(world, out, "--resume=step-8")
     assert subprocess.run([sys.executable, "-c", killed, *arguments], env=ENV, cwd=ROOT).returncode == 9
-    assert [line["step"] for line in lines(out)] == list(range(1, 9))
+    assert [line["step"] for line in lines(out)] == list(range(1, steps + 1))
     warm_run(pretrain(world, out, "--resume=auto"))
     assert same_bits(tensors(out), tensors(uninterrupted)) and same_losses(out, uninterrupted, tolerance=0)
+    assert (out / "checkpoints" / "latest").read_text() == "step-10\n"
+
+
+def test_a_run_killed_after_its_last_save_ends_without_older_checkpoints(world, tmp_path, uninterrupted):
+    out = shutil.copytree(uninterrupted, tmp_path / "killed")
+    (out / "done.json").unlink()
+    shutil.copytree(out / "checkpoints" / "step-8", out / "checkpoints" / "step-4")
+    warm_run(pretrain(world, out, "--resume=auto"))
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"latest", "step-8", "step-10"}
 
 
 def flip(path, place):
@@ -307,7 +317,7 @@ def test_a_run_on_conversations_trains_the_answers_in_the_models_own_turns(world
 # -------------------------------------------------------------------------------------- options and bad input
 
 @pytest.mark.parametrize("extra, code, words", [
-    (["--model=/no/such"], 1, ["/no/such/config.json"]),
+    (["--model=/no/such"], 1, ["/no/such: no such folder"]),
     (["--data=/no/such/stream"], 1, ["/no/such/stream.json", "tokenize"]),
     (["--lr=1"], 2, ["--lr", "did you mean"]), (["--precision=fp16"], 2, ["--precision", "bf16"]),
     (["--data=,"], 2, ["--data=,", "each named once"]),
@@ -357,6 +367,8 @@ def test_a_model_without_tokenizer_trains_on_streams_that_fit_it(world, tmp_path
 
     shutil.copytree(world / "model", tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
     fails(arguments("--windows=official"), 2, "--windows=official", "--tokenizer")
+    fails(arguments("--bos=no"), 1, "model: no tokenizer.model or tokenizer.json there; give --tokenizer")
+    fails(arguments("--bos=no", f"--model={tmp_path}"), 1, f"give --model {tmp_path}/model")
     write_stream(tmp_path / "big", [[5, 900]] * 9)
     fails(arguments(f"--data={tmp_path}/big"), 1, "big: has ids up to 999", "340 rows")
     path = tmp_path / "model" / "config.json"

@@ -15,24 +15,12 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="asks
 
 WATCH = """
 import os, runpy, sys
+from killed_commands import changed_paths
 allowed, command, sys.argv[1:] = os.path.realpath(sys.argv[1]), sys.argv[2], sys.argv[3:]
 outside = []
 def watch(event, arguments):
-    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-    if event == "open" and isinstance(arguments[0], (str, bytes)) and arguments[2] & writing:
-        paths = arguments[:1]
-    elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.symlink", "os.chmod"):
-        paths = arguments[:1]
-    elif event in ("os.rename", "os.link"):
-        paths = arguments[:2]
-    else:
-        return
-    for path in map(os.fsdecode, paths):
-        if event in ("os.remove", "os.rmdir", "os.mkdir") and arguments[-1] >= 0:  # within an open folder
-            path = os.path.join(os.readlink(f"/proc/self/fd/{arguments[-1]}"), path)
-        path = os.path.realpath(path)
-        if path != os.devnull and not (path + "/").startswith(allowed + "/"):
-            outside.append(f"{event} {path}")
+    outside.extend(f"{event} {path}" for path in changed_paths(event, arguments)
+                   if not (path + "/").startswith(allowed + "/"))
 sys.addaudithook(watch)
 try:
     runpy.run_module(command, run_name="__main__", alter_sys=True)
@@ -71,6 +59,7 @@ def test_a_step_writes_into_its_folder_and_nowhere_else(inputs, tmp_path, comman
     done = subprocess.run(
         [sys.executable, "-c", WATCH, str(out), f"data_prep.{name}", *paths, "--out", str(target)],
         capture_output=True, text=True, cwd=elsewhere,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(elsewhere), "PYTHONDONTWRITEBYTECODE": "1"})
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests", "HOME": str(elsewhere),
+                          "PYTHONDONTWRITEBYTECODE": "1"})
     assert done.stdout.splitlines()[-1] == "REPORT 0 []", done.stdout + done.stderr
     assert list(out.rglob("*")) and not list(elsewhere.iterdir())

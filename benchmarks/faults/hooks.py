@@ -90,7 +90,7 @@ def outcome(run: Path) -> dict[str, object]:
                 result[f"{path.parent.name}/{path.name}: {name}"] = tensor.dtype, tensor.shape, bits
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     result["log"] = [{key: line[key] for key in line if key not in CLOCK} for line in lines]
-    result["temporary files"] = sorted(str(path.relative_to(run)) for path in run.rglob("*.tmp"))
+    result["files"] = sorted(str(path.relative_to(run)) for path in run.rglob("*"))
     return result
 
 

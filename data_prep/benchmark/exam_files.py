@@ -20,7 +20,7 @@ from typing import Any
 from data_prep.documents import find_inputs, json_line
 from data_prep.record_files import read_records
 from mmed.utils.errors import UserError
-from mmed.utils.files import MAX_JSON_BYTES, atomic_write, check_file, temporary_name, write_json
+from mmed.utils.files import MAX_JSON_BYTES, atomic_write, check_file, leftovers, temporary_name, write_json
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 # What a model hub, git or macOS ("._train.json") puts beside the exams
@@ -161,14 +161,17 @@ def csv_records(path: Path, encodings: tuple[str, ...] = UTF8,
 def write_folder(out: Path, files: Mapping[str, Iterable[dict]], report_name: str, report: Any) -> None:
     """Write JSONL files and a report; the folder is complete or absent, and replaces an earlier one."""
     out = out.resolve()
-    temporary = temporary_name(out)
+    temporary, old = temporary_name(out), temporary_name(out)
+    for path in leftovers(out):  # of runs that were killed
+        shutil.rmtree(path, ignore_errors=True)
     try:
         for name, rows in files.items():
             with atomic_write(temporary / name, "wb") as file:
                 file.writelines(json_line(row) for row in rows)
         write_json(temporary / report_name, report)
-        if out.exists():
-            shutil.rmtree(out)
+        if out.exists():  # not removed here, where a kill would leave a part of it
+            os.replace(out, old)
         os.replace(temporary, out)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for path in (temporary, old):
+            shutil.rmtree(path, ignore_errors=True)

@@ -54,10 +54,10 @@ def check_words(language: Language) -> Iterator[Finding]:
         elif len(stem) < least:
             yield "fix", f"medical_words: {spelling!r} is too short; here it needs {least} letters"
     patterns = default_patterns(replace(language, prefixes=()))
-    for stem in (pattern for pattern in patterns if pattern.stem and not pattern.anywhere):
+    for begin in (pattern for pattern in patterns if pattern.stem and not pattern.anywhere):
         for other in patterns:
-            if stem.word != other.word and other.letters.startswith(stem.letters):
-                long, short = (dictionary_form(terms[pattern.word]) for pattern in (other, stem))
+            if begin.word != other.word and other.letters.startswith(begin.letters):
+                long, short = (dictionary_form(terms[pattern.word]) for pattern in (other, begin))
                 yield "look", (f"medical_words: {long!r} is found by {short!r}, too; keep both only if "
                                "they mean different things")
 
@@ -104,7 +104,7 @@ def check_answers(language: Language) -> Iterator[Finding]:
 
 
 def check_rest(language: Language) -> Iterator[Finding]:
-    source = Path(inspect.getsourcefile(sys.modules[f"mmed.languages.{language.code}"]))
+    source = Path(inspect.getfile(sys.modules[f"mmed.languages.{language.code}"]))
     for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), 1):
         if "TODO" in line:
             yield "fix", f"TODO remains in line {number}"

@@ -9,7 +9,6 @@ data_prep/corpus.py and examples/demo.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import importlib
 import multiprocessing
@@ -28,6 +27,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_prep.pipeline.shards import end_with_parent
 from mmed.utils.errors import EXIT_STOPPED, UserError, main_guard
 from mmed.utils.files import read_json, write_json
 
@@ -69,8 +69,7 @@ def stops_held_back() -> Iterator[list[int]]:
 
 def _run_commands(step: Step, log: Path, prepare: Callable[[], None] | None, came: list[int]) -> None:
     """Run the step's commands one after the other in a child process, with their output in `log`."""
-    if sys.platform == "linux":  # PR_SET_PDEATHSIG: a plan that is killed leaves no step behind
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    end_with_parent()
     for number in STOPS:
         signal.signal(number, signal.default_int_handler)
     if came:
@@ -127,7 +126,7 @@ def run_plan(plan: list[Step], out: Path, at_once: int = 1,
                 log = logs / f"{step.name}.log"
                 log.touch()
                 with stops_held_back() as came:
-                    process = multiprocessing.get_context("fork").Process(
+                    process: BaseProcess = multiprocessing.get_context("fork").Process(
                         target=_run_commands, args=(step, log, prepare, came))
                     process.start()
                     running[step.name] = (step, process, time.time())

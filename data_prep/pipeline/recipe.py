@@ -160,4 +160,4 @@ def _stages(recipe: Recipe, language: str) -> list[tuple[str, str, str, list[str
          ["--benchmark", recipe.benchmark]),
         (True, "streams", "token stream", "data_prep.tokenize_corpus",
          _options(tokenizer=recipe.tokenizer, language=language, held_out=recipe.held_out))]
-    return [stage for wanted, *stage in stages if wanted]
+    return [stage[1:] for stage in stages if stage[0]]

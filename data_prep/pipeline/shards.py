@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import functools
 import hashlib
 import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -41,6 +43,7 @@ READING = ("language", "source", "licence", "text_field", "paragraphs", "strict"
 UNREADABLE = {documents.NO_TEXT, DAMAGED, "not JSON", "not an object", "not UTF-8", "text is not a string"}
 LOG_SECONDS = 30  # between two lines of progress
 LONGEST_NAME = 180  # bytes in a shard's name, before suffixes; file systems allow 255
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 Share = tuple[int, int]  # task i of n
 
 
@@ -178,7 +181,8 @@ def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, titl
                             mininterval=0.5 if sys.stderr.isatty() else LOG_SECONDS)
     if min(workers, len(tasks)) <= 1:
         return list(bar(starmap(_named, tasks)))
-    with ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(tasks)), spawn, end_with_parent) as pool:
         try:
             futures = [pool.submit(_named, *task) for task in tasks]
             for future in bar(as_completed(futures)):
@@ -192,6 +196,15 @@ def run_jobs(function: Callable[..., Any], jobs: list[tuple], workers: int, titl
                 raise UserError("a worker was killed (out of memory?); finished files are kept; start again "
                                 "with fewer --workers") from None
             raise
+
+
+def end_with_parent() -> None:
+    """SIGKILL for this process when its parent has ended, which may have been killed (on Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent and parent.pid != os.getppid():  # it ended before
+        os._exit(1)
 
 
 def _named(function: Callable[..., Any], job: tuple, path: Path) -> Any:
@@ -208,7 +221,7 @@ def _named(function: Callable[..., Any], job: tuple, path: Path) -> Any:
 def one_run(out: Path, share: Share | None = None, names: list[str] | None = None) -> Iterator[None]:
     """Allow one run per folder, with only the shards `names`; tasks with a share may run in parallel."""
     out.mkdir(parents=True, exist_ok=True)
-    others = {path.stem for path in (out / "shards").glob("*.json")} - set(names or ())
+    others = {path.name.removesuffix(".jsonl.gz") for path in (out / "kept").glob("*.gz")} - set(names or ())
     if names is not None and others:
         raise UserError(f"{out}: holds results for other inputs ({', '.join(sorted(others)[:3])}); "
                         "give another --out or empty the folder")

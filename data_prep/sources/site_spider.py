@@ -6,6 +6,7 @@ The saved pages are the only record of progress: a new start follows the links o
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import time
@@ -79,7 +80,8 @@ class SiteSpider(scrapy.Spider):
 
     def save(self, response: HtmlResponse) -> None:
         if self.file is None:
-            self.path = self.folder / f"pages-{len(list(self.folder.glob('*.warc.gz'))):05}.warc.gz"
+            names = (self.folder / f"pages-{number:05}.warc.gz" for number in itertools.count())
+            self.path = next(path for path in names if not path.exists())
             self.file = open(f"{self.path}.open", "wb")
             self.writer = WARCWriter(self.file, gzip=True)
         headers = [(name, value) for name, value in response.headers.to_unicode_dict().items()

@@ -5,17 +5,15 @@ Parsers in C (PDFium, lxml) can hang or crash on a damaged file. Here this costs
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import resource
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import Any
 
 from data_prep.documents import Document
-from data_prep.pipeline.shards import ShardWriter
+from data_prep.pipeline.shards import ShardWriter, end_with_parent
 from mmed.utils.errors import UserError
 
 MEMORY_BYTES = 4 << 30  # address space of the child
@@ -66,5 +64,4 @@ def _limit() -> None:
     """In the child: it may use so much memory, ends with its parent, and leaves Ctrl-C to it."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    end_with_parent()

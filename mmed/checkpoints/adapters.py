@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mmed.checkpoints.pretrained import check_tensors, has_tokenizer, read_tensors, text_name
+from mmed.checkpoints.pretrained import check_tensors, config_in, has_tokenizer, read_tensors, text_name
 from mmed.lora import LoRALinear, adapted_layers, target_names
 from mmed.model import ModelConfig, Transformer, own_name, published_name
 from mmed.tokenizer import load_tokenizer
@@ -105,7 +105,7 @@ def read_adapter_config(path: Path) -> dict:
 def load_adapter(model: Transformer, folder: str | Path) -> int:
     """Apply the whole adapter in `folder` (ours or PEFT's); return the number of adapted layers."""
     folder = Path(folder)
-    config = read_adapter_config(folder / "adapter_config.json")
+    config = read_adapter_config(config_in(folder, "adapter_config.json"))
     legacy, safe = folder / "adapter_model.bin", folder / "adapter_model.safetensors"
     found = {}
     for key, value in read_tensors(legacy if legacy.is_file() and not safe.is_file() else safe).items():

@@ -100,9 +100,21 @@ def check_tensors(found: dict[str, torch.Tensor], wanted: dict[str, tuple[int, .
 
 # ------------------------------------------------------------------------------------------------ loading
 
+def config_in(folder: str | Path, name: str = "config.json") -> Path:
+    """The path of a config; an error says what to give instead of a run folder or of a name on the Hub."""
+    folder = Path(folder)
+    if not folder.exists():
+        raise UserError(f"{folder}: no such folder; a model of the Hugging Face Hub becomes one with "
+                        "`hf download NAME --local-dir FOLDER`")
+    for part in ("model", "adapter"):
+        if not (folder / name).exists() and (folder / part).is_dir():
+            raise UserError(f"{folder}: a training run, without {name}; give --{part} {folder / part}")
+    return folder / name
+
+
 def load_config(folder: str | Path) -> ModelConfig:
     """The folder's `config.json`; `extra` carries its `generation_config.json`, to be written on export."""
-    path = Path(folder) / "config.json"
+    path = config_in(folder)
     if path.with_name("adapter_config.json").is_file():
         raise UserError(f"{folder}: contains an adapter; give it with --adapter, in a folder of its own")
     content = read_json(path)

@@ -102,20 +102,24 @@ class Writer(HuggingFaceStorageWriter):
             write_json(self.building / "state.json", state | {"checksum": _checksum(state)})
             replace_folder(self.building, self.final)
             set_latest(self.final)
-            # later steps are what --resume=step-N gave up
-            every = checkpoints(self.final.parents[1])
-            older = [path for path in every if _step(path) < self.state["step"]][:self.keep_last - 1]
-            for path in {*every} - {self.final, *older}:
-                # renamed first, so that no incomplete folder has a checkpoint's name
-                doomed = path.with_name(path.name + ".old.tmp")
-                os.replace(path, doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+            remove_others(self.final, self.keep_last)
 
 
 def set_latest(folder: Path) -> None:
     """Make this checkpoint the one that --resume=auto continues from."""
     with atomic_write(folder.parent / "latest") as file:
         file.write(folder.name + "\n")
+
+
+def remove_others(folder: Path, keep_last: int) -> None:
+    """Keep this checkpoint and `keep_last` - 1 older ones; later ones are what --resume=step-N gave up."""
+    every = checkpoints(folder.parents[1])
+    older = [path for path in every if _step(path) < _step(folder)][:keep_last - 1]
+    for path in {*every} - {folder, *older}:
+        # renamed first, so that no incomplete folder has a checkpoint's name
+        doomed = path.with_name(path.name + ".old.tmp")
+        os.replace(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def wait_for_files(folder: Path, names: Iterable[str]) -> None:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from mmed.evaluation.summary import utf8
 from mmed.utils.errors import UsageError, UserError, require_extra
-from mmed.utils.files import atomic_write
+from mmed.utils.files import atomic_write, leftovers
 from mmed.utils.journal import SealedFile, sealed_line
 from mmed.utils.untrusted import is_finite
 
@@ -219,6 +219,8 @@ class CallStore(SealedFile):
 
     def __init__(self, path: str | Path):
         super().__init__(Path(path))
+        for leftover in leftovers(self.path):  # of a run that was killed in `close`
+            leftover.unlink(missing_ok=True)
         self.lock = threading.Lock()
         self.replies: dict[str, dict] = {}
         self.new: list[dict] = []
@@ -272,14 +274,18 @@ class Caller:
         return text.replace(json.dumps(self.server.key)[1:-1], "[key]") if self.server.key else text
 
     def call(self, body: dict[str, Any]) -> dict[str, Any]:
-        """One reply, or why there is none. The client retries failed calls, this loop error replies."""
+        """One reply, or why there is none. The client retries failed calls, this loop error replies, and rate
+        limits: many are per minute, and the client's retries are over after 40 seconds."""
         for attempt in range(self.server.retries + 1):
             try:
                 value = self.client.post(f"/{self.server.endpoint}", body=body, cast_to=object)
                 return read_reply(value) | (echoed_tokens(value) if "echo" in body else {})
             except self.openai.APIError as error:
-                failure = self.failure(error)
-                break
+                limited = isinstance(error, self.openai.RateLimitError) and error.code != "insufficient_quota"
+                if not limited or attempt == self.server.retries:
+                    failure = self.failure(error)
+                    break
+                failure = CallFailed("rate limit")
             except CallFailed as error:
                 failure = error
             except UserError:

@@ -18,7 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from mmed.evaluation.results import load_results
-from mmed.evaluation.summary import COLUMNS, aligned, language_order, metric_name, passed_check, setting_parts
+from mmed.evaluation.summary import (
+    COLUMN_TITLES,
+    COLUMNS,
+    aligned,
+    language_order,
+    metric_name,
+    passed_check,
+    setting_parts,
+)
 from mmed.metrics import bootstrap_interval, macro_mean, mean
 from mmed.utils.errors import Parser, UserError, main_guard
 from mmed.utils.files import write_json
@@ -107,9 +115,11 @@ def check_same_items(names: Sequence[str], sides: Sequence[Side]) -> None:
 def scores_of(side: Side) -> dict[tuple[str, str, str], dict[str, tuple[str, str, float]]]:
     """Place -> column -> (definition, reference text, score), for every score that the tables count."""
     own, rows = side
-    # the definition of an accuracy, without the settings that change what a model answers
-    rules = {column: own["summary"]["signatures"].get(column, "").replace(
-        "|".join(["", *setting_parts(mode, own["settings"])]), "") for column, (mode, _) in COLUMNS.items()}
+    rules = {}  # the definition of an accuracy, without the settings that change what a model answers
+    for column, (mode, _) in COLUMNS.items():
+        asked = "|".join(setting_parts(mode, own["settings"])).split("|")  # a value may contain "|"
+        parts = own["summary"]["signatures"].get(column, "").split("|")
+        rules[column] = "|".join(part for part in parts if part not in asked)
     scores = {place: {column: (rules[column], "", float(row[key])) for column, (mode, key) in COLUMNS.items()
                       if mode == row["mode"]} for place, row in rows.items()}
     for row in passed_check(list(rows.values())):
@@ -140,7 +150,7 @@ def compare(a: Side, b: Side) -> tuple[list[Line], list[str]]:
                 continue
             left_out[why].append((column, place[1]))
     lines = [line for column, pairs in columns.items() if pairs for line in compare_column(column, pairs)]
-    return lines, [f"{', '.join(sorted({column for column, _ in found}))} in "
+    return lines, [f"{', '.join(sorted({COLUMN_TITLES.get(column, column) for column, _ in found}))} in "
                    f"{', '.join(language_order(language for _, language in found))}: {why}"
                    for why, found in left_out.items()]
 
@@ -166,7 +176,7 @@ def table(lines: Sequence[Line]) -> str:
     blocks = []
     for column, part in groupby(lines, lambda line: line.column):
         unit = "%" if column in COLUMNS else "x 100"
-        rows = [[f"{column}, {unit}", "n", "A", "B", "A - B [95 %]", "p", "test"]]
+        rows = [[f"{COLUMN_TITLES.get(column, column)}, {unit}", "n", "A", "B", "A - B [95 %]", "p", "test"]]
         for line in part:
             known = line.low == line.low
             interval = f"[{100 * line.low:+.2f} to {100 * line.high:+.2f}]" if known else "[-]"
@@ -190,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not lines:
         raise UserError(f"{folders[1]}: no mode in common with {folders[0]}; nothing can be compared "
                         f"({'; '.join(left_out)})")
-    differs = facts_that_differ(b[0]["facts"], a[0]["facts"]).replace("(now ", "(A: ")
+    differs = facts_that_differ(b[0]["facts"], a[0]["facts"], "A:")
     print(f"A: {folders[0]}\nB: {folders[1]}")
     print(f"B has {differs or 'the same model and settings'}\n\n{table(lines)}")
     print("\n[-]: no interval, because too few items differ or all differ equally")

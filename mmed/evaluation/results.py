@@ -28,7 +28,7 @@ from mmed.evaluation.summary import (
 from mmed.languages import get_language
 from mmed.prompts import ORDER, ExamItem, digest, scored_string
 from mmed.utils.errors import UserError
-from mmed.utils.files import atomic_write, check_file, read_json, read_jsonl, write_json
+from mmed.utils.files import atomic_write, check_file, leftovers, read_json, read_jsonl, write_json
 from mmed.utils.journal import json_line
 from mmed.utils.untrusted import is_finite
 
@@ -118,6 +118,9 @@ def write_results(
         files[f"samples_{task_name(language)}.jsonl"] = map(json_line, _samples(chosen, prompts))
     for name, table in _leaderboard_tables(summary, rows, prompts, settings["words"]).items():
         files[name] = map(_csv_line, table)
+    for name in (*files, "results.json"):
+        for leftover in leftovers(folder / name):  # of a run that was killed while writing
+            leftover.unlink(missing_ok=True)
     for name, content in files.items():
         lines = list(content)
         if lines:
@@ -127,9 +130,6 @@ def write_results(
             (folder / name).unlink(missing_ok=True)  # of an earlier run in this folder
     headline = next(column for column in MODES if column in summary["micro"]["accuracy"])
     write_json(folder / "results.json", _results_value(summary, facts, settings, headline))
-    for name in (*files, "results.json"):
-        for leftover in folder.glob(f"{name}.*.tmp"):  # of a run that was killed while writing
-            leftover.unlink(missing_ok=True)
     return summary
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmed.evaluation.results import load_results
-from mmed.evaluation.summary import aligned
+from mmed.evaluation.summary import COLUMN_TITLES, aligned
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import read_json
 from mmed.utils.journal import facts_that_differ
@@ -39,9 +39,9 @@ def seeds_and_facts(own: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
 def values_of(summary: dict[str, Any]) -> dict[tuple[str, str], float]:
     """(column, group) -> mean, as a share; groups: languages and averages."""
     parts = summary["languages"] | {f"{name} average": summary[name] for name in ("macro", "micro")}
-    values = {(column, group): score["value"] for group, part in parts.items()
+    values = {(COLUMN_TITLES.get(column, column), group): score["value"] for group, part in parts.items()
               for kind in ("accuracy", "text") for column, score in part[kind].items()}
-    return values | {(f"{column}, options in all orders", group): own["accuracy"]["value"]
+    return values | {(f"{COLUMN_TITLES[column]}, options in all orders", group): own["accuracy"]["value"]
                      for group, columns in summary.get("permutations", {}).items()
                      for column, own in columns.items()}
 

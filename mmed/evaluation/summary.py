@@ -9,7 +9,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from mmed import metrics
 from mmed.evaluation.answer_parser import PARSER_VERSION
@@ -17,6 +17,7 @@ from mmed.languages import PAPER_ORDER, get_language
 from mmed.prompts import AFTER_LETTERS, BEFORE_LETTERS, CLOZE, CLOZE_ALONE
 from mmed.utils.errors import printable
 
+Item = TypeVar("Item")
 MODES = ("answer", "rationale", "loglikelihood", "option_text")
 TEXT_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-1", "ROUGE-2", "ROUGE-L")
 # Column of the accuracy table -> (mode, key of the row that says whether the answer is right)
@@ -104,8 +105,8 @@ def kind_of(row: dict, kind: str) -> str:
     return utf8(name) if isinstance(name, str) else ""
 
 
-def group_by(rows: Iterable[dict], name_of: Callable[[dict], str]) -> dict[str, list[dict]]:
-    groups = defaultdict(list)
+def group_by(rows: Iterable[Item], name_of: Callable[[Item], str]) -> dict[str, list[Item]]:
+    groups: defaultdict[str, list[Item]] = defaultdict(list)
     for row in rows:
         groups[name_of(row)].append(row)
     return dict(groups)
@@ -122,6 +123,7 @@ def summarise(rows: Sequence[dict], settings: Mapping[str, Any] | None = None) -
     macro = {
         "n": micro["n"],
         "chance": metrics.mean(part["chance"] for part in languages.values()),
+        "official_chance": metrics.mean(part["official_chance"] for part in languages.values()),
         "accuracy": _mean_accuracies([part["accuracy"] for part in languages.values()], columns),
         "text": _text_scores(texts, macro=True),
     }
@@ -150,6 +152,7 @@ def _summarise_part(rows: Sequence[dict], equal_options: str) -> dict:
         parse[mode] = {status: found[status] / found.total() for status in STATUSES}
     result: dict[str, Any] = {
         "n": len(items), "chance": metrics.chance_level(docs, equal_options),
+        "official_chance": metrics.chance_level(docs),  # the official scorer accepts only the key
         "accuracy": _accuracies(rows), "parse": parse, "text": _text_scores(passed_check(rows)), "by": {}}
     if scored := [row for row in by_mode.get("loglikelihood", ()) if row["logprobs"]]:
         result["calibration"] = calibration(scored)
@@ -302,7 +305,7 @@ def table(summary: dict, words: str) -> str:
     blocks = [aligned(rows)]
     if micro["parse"]:
         shares = [(mode, status) for mode in micro["parse"] for status in STATUSES]
-        rows = [["answers read, %", *(f"{mode}: {status}" for mode, status in shares)]]
+        rows = [["answers read, %", *(f"{COLUMN_TITLES[mode]}: {status}" for mode, status in shares)]]
         rows += [[name, *(f"{100 * part['parse'][mode][status]:.1f}" for mode, status in shares)]
                  for name, part in groups.items() if part.get("parse")]
         blocks.append(aligned(rows))
@@ -326,8 +329,8 @@ def table(summary: dict, words: str) -> str:
 def permutation_blocks(summary: dict[str, dict[str, Any]]) -> list[str]:
     blocks = []
     for column in summary.get(ALL, ()):
-        rows = [[f"{column}, options in all orders, %", "n", "mean [95 %]", "same text in all orders",
-                 "letters: chosen / right"]]
+        rows = [[f"{COLUMN_TITLES[column]}, options in all orders, %", "n", "mean [95 %]",
+                 "same text in all orders", "letters: chosen / right"]]
         for name, part in summary.items():
             if column in part:
                 own = part[column]

@@ -42,7 +42,8 @@ def remove_thoughts(text: str) -> str:
     if _HARMONY.search(text):
         finals = list(_FINAL.finditer(text))
         text = text[finals[-1].end():] if finals else ""
-    kept, at, inside = [], 0, False
+    kept: list[str] = []
+    at, inside = 0, False
     for mark in _THOUGHT.finditer(text):
         if mark["close"]:
             if not inside:

@@ -170,7 +170,7 @@ def compare(measures: Sequence[tuple[str, np.ndarray]], given: np.ndarray, langu
         return np.concatenate(parts, axis=1).round(9)  # so that equal ones are ties
 
     x = means(given)
-    rows = []
+    rows: list[tuple[dict[str, Any], list[float]]] = []
     for measure, points in measures:
         y = means(points)
         taus = [kendall_tau(*pair) for pair in zip(x, y)]
@@ -184,10 +184,10 @@ def compare(measures: Sequence[tuple[str, np.ndarray]], given: np.ndarray, langu
                      y[0].tolist()))
     rows.sort(key=lambda pair: (math.isnan(pair[0]["tau"]), -pair[0]["tau"], pair[0]["name"]))
     columns = zip(itertools.product(counts, models), x[0].tolist(), *(values for _, values in rows))
-    points = [{"model": model, "language": language, "items": counts[language], "people": own,
+    places = [{"model": model, "language": language, "items": counts[language], "people": own,
                "values": values} for (language, model), own, *values in columns]
     return {"languages": list(counts), "items": counts, "measures": [row for row, _ in rows],
-            "points": points}
+            "points": places}
 
 
 def agreement_table(value: Mapping[str, Any]) -> str:

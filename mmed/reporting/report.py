@@ -17,7 +17,7 @@ from typing import Any
 
 from mmed.evaluation.compare import Line, compare_column
 from mmed.evaluation.published import NOTES
-from mmed.evaluation.summary import COLUMN_TITLES
+from mmed.evaluation.summary import COLUMN_TITLES, PROMPT_SETTINGS, SHOT_SETTINGS, WRITING_SETTINGS
 from mmed.metrics import mean
 from mmed.reporting import plots, read_results
 from mmed.reporting.page import fill_page
@@ -25,7 +25,11 @@ from mmed.reporting.read_results import SETTINGS, Result, Run
 from mmed.reporting.tables import by_definition, percent, summary_table, tables
 from mmed.utils.errors import Parser, UsageError, UserError
 from mmed.utils.files import atomic_write, read_json
+from mmed.utils.journal import facts_that_differ
 from mmed.utils.untrusted import reading
+
+# Options that decide which accuracy represents a model, and how it is defined
+OPTIONS = ("scoring", "mode", "cot", "equal_options", *PROMPT_SETTINGS, *SHOT_SETTINGS, *WRITING_SETTINGS)
 
 
 def accuracy_plots(results: Sequence[Result], colours: dict[str, str]) -> list[dict[str, Any]]:
@@ -55,9 +59,9 @@ def comparisons(results: Sequence[Result]) -> list[dict[str, Any]]:
     """In each setting every model against the first; no lines if their accuracies are defined differently."""
     found = []
     for setting, heading in SETTINGS.items():
-        first, *others = [result for result in results if result.setting == setting] or [None]
-        found += [{"setting": heading, "first": first.name, "other": other.name,
-                   "lines": differences(first, other)} for other in others]
+        group = [result for result in results if result.setting == setting]
+        found += [{"setting": heading, "first": group[0].name, "other": other.name,
+                   "lines": differences(group[0], other)} for other in group[1:]]
     return found
 
 
@@ -91,8 +95,11 @@ def forgetting(exams: Sequence[Result], runs: Sequence[Run]) -> list[dict[str, A
     for name, exam in named:
         lines = {line.group: line for line in differences(exams[0], exam)} if exam else {}
         if exam and not lines:
+            ours, theirs = ({"versions": one.facts["versions"]} | {name: one.settings.get(name)
+                            for name in OPTIONS} for one in (exam, exams[0]))
             raise UserError(f"{exam.folder}: its accuracy is defined differently from that of "
-                            f"{exams[0].folder}; evaluate both with the same options")
+                            f"{exams[0].folder}: {facts_that_differ(ours, theirs, 'there')}; evaluate both "
+                            "with the same options")
         change = losses[name] - losses[base] if {name, base} <= losses.keys() else None
         rows.append({"name": name, "result": exam, "gap": lines.get("macro average"),
                      "loss": losses.get(name), "change": change})

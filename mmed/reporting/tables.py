@@ -93,11 +93,12 @@ def _accuracy_table(results: Sequence[Result], column: str) -> Table:
     table = _table(f"Accuracy, {COLUMN_TITLES[column]}", signature.split("|"), "", results, scores)
     table.main = column not in ("loglikelihood_norm", "official")
     table.published = "accuracy" if column == "official" and _asked_as_in_the_paper(results[0]) else ""
-    chance = [_exact(100 * part["chance"]) for part in results[0].parts.values()]
+    name = "official_chance" if column == "official" else "chance"
+    chance = [100 * part.get(name, part["chance"]) for part in results[0].parts.values()]
     for score, level in ((score, level) for row in table.rows for score, level in zip(row.scores, chance)):
-        if score and None not in score.values():
-            score["at_chance"] = score["low"] <= level["value"] <= score["high"]
-    table.rows.append(Row("Chance level", "", chance, "chance"))
+        if score and score["low"] is not None and score["high"] is not None:
+            score["at_chance"] = score["low"] <= level <= score["high"]
+    table.rows.append(Row("Chance level", "", list(map(_exact, chance)), "chance"))
     return table
 
 
@@ -117,7 +118,8 @@ def _source_table(results: Sequence[Result], column: str, names: Sequence[str]) 
 def _text_table(results: Sequence[Result], metric: str) -> Table:
     """BLEU, ROUGE or another score of rationales."""
     summary, words = results[0].summary, results[0].settings["words"]
-    name, *definition = *metric.split("|"), f"words:{words}", *setting_parts("rationale", results[0].settings)
+    name, *definition = metric.split("|")
+    definition += [f"words:{words}", *setting_parts("rationale", results[0].settings)]
     items = summary["text_items"].replace("human_check_passed", "those that passed the human check")
     note = f" Rationales scored: {items}."
     absent = [language for language, part in summary["languages"].items() if metric not in part["text"]]
@@ -224,4 +226,4 @@ def score_text(score: Score | None, decimals: int = 1) -> str:
     text = f"{score['value']:.{decimals}f}"
     if score["low"] is not None and score["high"] is not None:
         text += f" [{score['low']:.0f}-{score['high']:.0f}]"
-    return text + {True: " ~", False: "  "}.get(score.get("at_chance"), "")
+    return text + (" ~" if score.get("at_chance") else "  " if "at_chance" in score else "")

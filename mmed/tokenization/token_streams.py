@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,8 +49,9 @@ class StreamWriter:
     def __init__(self, prefix: str | Path, vocab_size: int, fingerprint: str, bos_id: int | None = None):
         """`bos_id`: the token that every document begins with, None if they begin without one."""
         self.prefix, self.dtype = str(prefix), token_dtype(vocab_size)
-        self.meta = {"format": FORMAT, "dtype": self.dtype.name, "vocab_size": vocab_size, "tokens": 0,
-                     "documents": 0, "counts": {}, "tokenizer": fingerprint, "bos_id": bos_id}
+        self.meta: dict[str, Any] = {
+            "format": FORMAT, "dtype": self.dtype.name, "vocab_size": vocab_size, "tokens": 0,
+            "documents": 0, "counts": {}, "tokenizer": fingerprint, "bos_id": bos_id}
         self.open_files = ExitStack()
         self.files = {name: self.open_files.enter_context(atomic_write(f"{prefix}.{name}", "wb"))
                       for name in ("bin", "idx")}

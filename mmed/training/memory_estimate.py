@@ -130,7 +130,7 @@ def show(model: Transformer, config: TrainConfig, rows: PretrainRows | ExamRows,
           f"{round(sizes.targets):,} with loss; {tokens * steps:,} in all")
     memory = simulated_step(sizes, kind)[0]
     copy = sum(p.nbytes for p in trained) // (config.shard_size or ranks) + memory["optimizer state"]
-    if kind == "cpu" and config.async_save and config.save_every < steps:
+    if kind == "cpu" and config.async_save and 0 < config.save_every < steps:
         memory["checkpoint copy"] = copy
     show_memory(memory, ranks, kind, peak_memory(device) if kind == "cpu" else 0)
     if kind == "cuda" and config.async_save:

@@ -29,9 +29,9 @@ from mmed.utils.errors import UserError
 from mmed.utils.files import atomic_write, try_lock, write_json, writing
 from mmed.utils.fingerprints import file_hash
 
-# What a run that was killed may leave in its folder.
-UNFINISHED = ("run.json.*.tmp", "metrics.jsonl.*.tmp", "done.json.*.tmp", "model.tmp", "model.old.tmp",
-              "checkpoints/*.tmp", "adapter/*.tmp")
+# What a run that was stopped or killed may leave in its folder.
+UNFINISHED = ("stopped", "run.json.*.tmp", "metrics.jsonl.*.tmp", "done.json.*.tmp", "model.tmp",
+              "model.old.tmp", "checkpoints/*.tmp", "adapter/*.tmp")
 SAMPLE_BYTES, SAMPLES = 1 << 16, 64  # read of each weight file for its fingerprint
 
 # Settings that may differ when a run is resumed: they change neither the data nor the mathematics.
@@ -120,8 +120,6 @@ def rounding_differences(old: dict, new: dict) -> list[str]:
 def start(out: Path, facts: dict, old: dict | None, first: int) -> None:
     """Write run.json, or print how this continuation differs; drop the lines of metrics.jsonl after step
     `first`, which will be written again, and a torn last one."""
-    for name in ("stopped", "done.json"):  # the latter after --resume=step-N of a finished run
-        (out / name).unlink(missing_ok=True)
     if old is None:
         write_json(out / "run.json", facts)
     elif rounding := rounding_differences(old, facts):

@@ -13,7 +13,7 @@ import io
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -70,10 +70,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, example: str = "", **settings: Any):
         if example:
             settings["epilog"] = "example:\n  " + example.replace("\n", "\n  ")
-        defaults = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        super().__init__(*arguments, **defaults | settings)
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*arguments, **settings | {"allow_abbrev": False})
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         words = list(sys.argv[1:] if args is None else args)
         options = {option.replace("-", "_"): option for option in self._long_options()}
         for place, word in enumerate(words[:words.index("--")] if "--" in words else words):
@@ -106,7 +106,8 @@ def main_guard(main: Callable[[], int | None]) -> None:
     """
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for stream in (sys.stdin, sys.stdout):  # text in another encoding becomes escapes
+    streams: tuple[Any, ...] = sys.stdin, sys.stdout
+    for stream in streams:  # text in another encoding becomes escapes
         with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # not a file, or read from already
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -120,7 +121,7 @@ def main_guard(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        print(one_line(f"error: {error.filename}: {error.strerror.lower()}"), file=sys.stderr)
+        print(one_line(f"error: {error.filename}: {str(error.strerror).lower()}"), file=sys.stderr)
         code = EXIT_FAILED
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import re
 import secrets
 import sys
 import zlib
@@ -54,6 +55,12 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{secrets.randbelow(10**18)}.tmp")
 
 
+def leftovers(path: Path) -> list[Path]:
+    """Temporary names of `path` that exist: of this process, and of those that were killed."""
+    name = re.compile(rf"{re.escape(path.name)}\.\d+\.tmp")
+    return [found for found in path.parent.glob("*.tmp") if name.fullmatch(found.name)]
+
+
 def try_lock(file: IO[Any]) -> bool:
     """Lock an open file until it is closed or the process ends; False if another process holds the lock.
 
@@ -77,11 +84,11 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """
     path = Path(path)
     temporary = temporary_name(path)
-    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
+    text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, mode, **text) as file:
+            with open(temporary, mode, **({} if "b" in mode else text)) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

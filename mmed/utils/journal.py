@@ -126,7 +126,7 @@ def read_sealed(line: bytes) -> dict:
     return value
 
 
-def facts_that_differ(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def facts_that_differ(then: Mapping[str, Any], now: Mapping[str, Any], label: str = "now") -> str:
     """What changed between two sets of facts, in words; "" if nothing did.
 
     >>> facts_that_differ({"shots": 8, "style": "clean"}, {"shots": 16, "style": "clean"})
@@ -135,5 +135,5 @@ def facts_that_differ(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     def shown(value: Any) -> Any:
         return value[:12] + "…" if isinstance(value, str) and len(value) == 64 else value
 
-    return ", ".join(f"{name} = {shown(then.get(name))} (now {shown(now.get(name))})"
+    return ", ".join(f"{name} = {shown(then.get(name))} ({label} {shown(now.get(name))})"
                      for name in sorted({*then, *now}) if then.get(name) != now.get(name))

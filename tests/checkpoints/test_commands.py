@@ -59,7 +59,7 @@ def test_inspect_says_what_a_folder_is(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, code, words", [
-    (["inspect", "/no/such"], 1, "config.json"), (["export", "/no/such", "OUT"], 1, "/no/such"),
+    (["inspect", "/no/such"], 1, "no such folder"), (["export", "/no/such", "OUT"], 1, "/no/such"),
     (["inspect", "MODEL", "--gpus", "0"], 2, "--gpus"), (["extend", "MODEL", "OUT"], 2, "--texts"),
     (["frobnicate"], 2, "invalid choice"), (["merge", "MODEL", "MODEL", "OUT"], 1, "adapter_config.json"),
     (["export", "MODEL", "MODEL"], 2, "already exists"), (["export", "MODEL", "."], 2, "name the output")])

@@ -92,10 +92,12 @@ TWO_PARAGRAPHS = "first\nstill first\r\n\r\n\u3000\r\nsecond\n".encode("utf-8-si
     ("a.json", b'[{"text": "one"}', [], {"not JSON": 1}),
     ("oscar.jsonl", b'{"content": "a"}', ["a"], {}), ("redpajama.jsonl", b'{"raw_content": "a"}', ["a"], {}),
     ("a.jsonl?download=true", b'{"text": "a"}', ["a"], {}), ("a.txt?x=1", b"a", ["a"], {}),
-    ("a.jsonl.gz", b"", [], {DAMAGED: 1}), ("a.parquet.gz", gzip.compress(b"PAR1"), [], {DAMAGED: 1}),
+    ("a.jsonl.gz", b"", [], {DAMAGED: 1}), ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0), [], {DAMAGED: 1}),
     ("a.txt", TWO_PARAGRAPHS, [normalise_text(TWO_PARAGRAPHS.decode())], {}),
     ("paragraphs.txt", TWO_PARAGRAPHS, ["first\nstill first", "second"], {}),
-    ("b.txt", b"caf\xe9", [], {"not UTF-8": 1})])
+    ("b.txt", b"caf\xe9", [], {"not UTF-8": 1}),
+    ("c.txt", b"one zero byte\0 in UTF-8", ["one zero byte in UTF-8"], {}),
+    ("d.txt", "Боль в груди, озноб".encode("utf-16-le"), [], {"not UTF-8": 1})])
 def test_published_forms_are_read(tmp_path, name, data, expected, dropped):
     assert read(tmp_path / name, data, paragraphs=name == "paragraphs.txt") == (expected, dropped)
     (tmp_path / f"._{name}").write_bytes(b"\0\5\x16\7")  # of macOS
@@ -292,8 +294,9 @@ def test_finished_shards_are_not_read_again(folder, tmp_path, monkeypatch):
     assert tree(out) == before
     write(folder / "part1.jsonl", {"text": "1 new"})
     assert process_shards(keep_odd, [folder], out, {}).documents_in == 21
-    with pytest.raises(UserError, match="other inputs"):
-        process_shards(keep_odd, [folder / "part0.jsonl"], out, {})
+    (out / "shards" / "part1.json").unlink()  # as if killed before it was written
+    with pytest.raises(UserError, match=r"other inputs \(part1\)"):
+        process_shards(keep_odd, [folder / "part0.jsonl", folder / "part2.jsonl"], out, {})
 
 
 KILLED = """
@@ -309,17 +312,18 @@ main_guard(lambda: process_shards(keep_odd, [folder], out, {'seconds': 0.2}, int
 def test_a_killed_step_gives_the_same_bytes_when_it_is_started_again(folder, tmp_path):
     out = tmp_path / "out"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/data_prep"}
-    for sign, workers, expected in ((signal.SIGKILL, "1", -9), (signal.SIGTERM, "2", 75),
-                                    (signal.SIGTERM, "1", 75)):
+    for sign, workers, expected in ((signal.SIGKILL, "1", -9), (signal.SIGKILL, "2", -9),
+                                    (signal.SIGTERM, "2", 75), (signal.SIGTERM, "1", 75)):
         for path in out.glob("kept/*.tmp"):
             path.unlink()
         child = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(out), workers],
-                                 env=environment, stderr=subprocess.DEVNULL)
+                                 env=environment, stderr=subprocess.PIPE)
         until = time.monotonic() + 60
         while not list(out.glob("kept/*.tmp")) and time.monotonic() < until:
             time.sleep(0.05)
         child.send_signal(sign)
-        assert child.wait(30) == expected
+        child.communicate(timeout=30)  # until its workers have closed stderr, too
+        assert child.returncode == expected
     process_shards(keep_odd, [folder], out, {})
     process_shards(keep_odd, [folder], tmp_path / "whole", {})
     assert tree(out) == tree(tmp_path / "whole")

@@ -508,6 +508,8 @@ def test_a_hold_out_moves_only_what_states_no_split(tmp_path):
     got = run(tmp_path / "out", *custom(tmp_path / "in", None), "--holdout", "0.5")
     assert all(item["question"].startswith("other") for item in got["Test/English"])
     assert 5 < len(got["Test/English"]) < 25
+    train, test = json.loads((tmp_path / "out" / "counts.json").read_text())["table"]
+    assert train["read"] + test["read"] == 60 and test["read"] == len(got["Test/English"])
 
 
 def test_repeats_are_marked_and_stay_on_one_side(tmp_path):

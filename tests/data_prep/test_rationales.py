@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from json_lines import read_lines, write_lines
+from killed_commands import check_restarts
 from stub_server import Stub, prompt_of, reply
 
 from data_prep.benchmark.rationale_checks import COLUMNS, CRITERIA, item_code
@@ -123,6 +124,17 @@ def test_stored_calls_are_used_again(exams, tmp_path, capsys):
                              ((exams, tmp_path / "c", "--limit", "-1"), "--limit: expected 0 or more")):
         with pytest.raises(UserError, match=message):
             ask(stub, "generate", *options)
+
+
+def test_a_killed_run_is_finished_by_the_next_start(exams, tmp_path, rng):
+    stub, kills = model(lambda prompt: f"because {prompt[:90]}"), tmp_path / "kills"
+    kills.mkdir()
+
+    def generate(folder: Path) -> None:
+        if not (folder / "out").exists():  # or there is nothing to do
+            ask(stub, "generate", exams, folder / "out", "--limit", "2")
+
+    check_restarts(generate, kills, rng, most=12)
 
 
 def test_replies_that_cannot_be_used_are_listed_and_the_item_stays_as_it_was(exams, tmp_path, capsys):

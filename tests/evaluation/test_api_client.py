@@ -13,6 +13,7 @@ from json_lines import write_lines
 from stub_server import Stub, error, prompt_of, reply
 
 from mmed.eval import main, parse_options
+from mmed.evaluation import results
 from mmed.evaluation.api_client import (
     CallStore,
     Server,
@@ -26,6 +27,7 @@ from mmed.evaluation.api_client import (
 from mmed.evaluation.results import load_results
 from mmed.prompts import build_few_shot, build_messages, build_target, read_benchmark
 from mmed.utils.errors import UserError
+from mmed.utils.files import write_json
 
 pytest.importorskip("openai")
 
@@ -59,6 +61,15 @@ def test_a_temporary_fault_is_retried(tmp_path, fault):
     stub = Stub(lambda body, tries: fault if tries == 1 else None)
     assert asked(stub, tmp_path, ["q"])[0]["text"] == "answer to q"
     assert stub.tries["q"] == 2
+
+
+def test_a_rate_limit_may_take_longer_than_the_retries_of_the_client(tmp_path):
+    stub = Stub(lambda body, tries: error(429, "3 a minute") if tries < 9 else None)
+    assert asked(stub, tmp_path, ["q"])[0]["text"] == "answer to q"  # 3 times 1 + 2 retries
+    stub = Stub(lambda body, tries: error(429, "3 a minute"))
+    with pytest.raises(UserError, match="429: 3 a minute; the quota is used up, or the rate limit"):
+        asked(stub, tmp_path, ["other"])
+    assert stub.tries["other"] == 9
 
 
 @pytest.mark.parametrize("fault, tries, kind, reason", [
@@ -209,8 +220,18 @@ def command(stub, exam, *more) -> list[str]:
     return ["--api", "m", "--base_url", stub.url, "--data", str(exam), "--out", out, *more]
 
 
-def test_an_evaluation_scores_what_comes_back_and_scoring_again_costs_nothing(exam, tmp_path, capsys):
-    stub, out = Stub(answer=solver(exam)), tmp_path / "out"
+def test_an_evaluation_scores_what_comes_back_and_scoring_again_costs_nothing(exam, tmp_path, capsys,
+                                                                              monkeypatch):
+    def write_and_die(*arguments):
+        write_json(*arguments)
+        raise KeyboardInterrupt
+
+    # the first reply arrives last, and the run is killed when its last file is written
+    stub = Stub(lambda body, tries: time.sleep(0.3 * ("English 0?" in prompt_of(body))), solver(exam))
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(results, "write_json", write_and_die)
+        main(command(stub, exam))
     main(command(stub, exam))
     own, rows = load_results(out)
     assert all(row["correct"] and row["finish_reason"] == "stop" for row in rows) and len(stub.seen) == 16
@@ -219,8 +240,9 @@ def test_an_evaluation_scores_what_comes_back_and_scoring_again_costs_nothing(ex
     assert "endpoint:chat/completions|server_options:" in own["summary"]["signatures"]["answer"]
     assert {body["max_tokens"] for _, _, body in stub.seen} == {512}  # a chat model may reason first
     before = (out / "predictions.jsonl").read_bytes(), (out / "api_calls.jsonl").read_bytes()
+    (out / "api_calls.jsonl.7.tmp").touch()  # killed while it put them in order
     main(command(stub, exam, "--force"))
-    assert len(stub.seen) == 16 and "0 of them new" in capsys.readouterr().err
+    assert len(stub.seen) == 16 and "0 of them new" in capsys.readouterr().err and not [*out.glob("*.tmp")]
     assert before == ((out / "predictions.jsonl").read_bytes(), (out / "api_calls.jsonl").read_bytes())
 
 

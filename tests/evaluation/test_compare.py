@@ -78,7 +78,8 @@ def test_every_line_is_the_test_of_its_items(tmp_path, rng, capsys):
     written = read_json(tmp_path / "out.json")["lines"]
     assert [(line["column"], line["group"], line["p"]) for line in written] == [
         (*place, line.p) for place, line in lines.items()]
-    assert "B has style = official (A: clean)" in printed and re.search(r"answer, %\s+n\s+A\s+B", printed)
+    assert "B has style = official (A: clean)" in printed
+    assert re.search(r"answer only, %\s+n\s+A\s+B", printed)
     assert {group for _, group in lines} == {"English", "Japanese", "macro average", "micro average"}
     rows = [compare.read(folder)[1] for folder in (a, b)]
     for mode in ("answer", "rationale", "loglikelihood"):
@@ -110,7 +111,7 @@ def test_what_cannot_be_compared_is_named(tmp_path, rng):
     lines, left_out = lines_of(a, b)
     assert {column for column, _ in lines} == {"rationale", "ROUGE-1|rouge-f1", "ROUGE-2|rouge-f1",
                                                "ROUGE-L|rouge-f1"}  # of raw text in both
-    assert "loglikelihood, loglikelihood_norm in English, Russian: only in A" in left_out
+    assert "logP, logP/token in English, Russian: only in A" in left_out
     assert any("BLEU-1|nltk-method1" in why and "in English, Russian: A is tok:mmed-words" in why
                for why in left_out)
     others = [replace(item, rationale=f"not {item.rationale}") for item in items]
@@ -120,7 +121,7 @@ def test_what_cannot_be_compared_is_named(tmp_path, rng):
     assert any("ROUGE-L|rouge-score-f1 in English" in why and "reference rationales differ" in why
                for why in left_out)
     other = make_result(tmp_path / "d", items, rng, modes=["answer"])
-    with pytest.raises(UserError, match=r"no mode in common .*answer, official in English, Russian: only"):
+    with pytest.raises(UserError, match=r"no mode in common .*answer only, official scorer in English, R"):
         compare.main([str(b), str(other)])
 
 

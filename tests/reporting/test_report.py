@@ -81,6 +81,7 @@ def test_the_numbers_of_the_tables_are_those_of_results_json(tmp_path, rng, caps
     for part in (*value["mmed"]["summary"]["languages"].values(), value["mmed"]["summary"]["macro"],
                  value["mmed"]["summary"]["micro"]):  # a metric may have any sign and size
         part["text"]["BERTScore|f1"] = {"value": -7.25, "low": -900.0, "high": None, "n": 2}
+        part["official_chance"] = 0.9876
     write_json(folders[0] / "results.json", value)
     page = make_page(tmp_path / "r.html", *folders)
     printed, shown = capsys.readouterr().out, page.texts["results"]
@@ -92,6 +93,7 @@ def test_the_numbers_of_the_tables_are_those_of_results_json(tmp_path, rng, caps
             assert f"{100 * part['accuracy']['answer']['value']:.1f} [" in printed
             assert f"{100 * part['text']['BLEU-1|nltk-method1']['value']:.2f}" in shown
             assert f"{100 * part['chance']:.1f}" in printed
+    assert "Chance level 98.8" in shown and "98.8" not in printed  # a table that is not a main one
     assert "−725.00" in shown and "b minus a" in page.texts["differences"]
     assert "McNemar, exact" in page.texts["differences"] and "micro average" in page.texts["differences"]
 
@@ -322,7 +324,7 @@ def test_sixteen_curves_of_one_run_are_told_apart():
 def test_forgetting_is_the_change_of_general_accuracy_and_loss_against_the_base_model(tmp_path, rng):
     items = make_items(rng, 41, ("English", "French"))  # no share of 41 is rounded both ways
     skills = {"base": 1.0, "medical": 0.5, "other": 0.5}
-    exams = [f"{name}={make_result(tmp_path / name, items, rng, skill, modes=('answer',))}"
+    exams = [make_result(tmp_path / name, items, rng, skill, modes=("answer",), scoring="generate")
              for name, skill in skills.items()]
     losses = {"medical": (2.0, 2.25), "replay": (2.0, 1.75)}
     runs = []
@@ -349,9 +351,10 @@ def test_forgetting_is_the_change_of_general_accuracy_and_loss_against_the_base_
     log[0]["validation_loss"] = {"general de": 2.0}
     write_lines(folder / "metrics.jsonl", *log)
     fewer = make_result(tmp_path / "x", items[1:], rng, modes=("answer",))
-    scored = make_result(tmp_path / "y", items, rng, modes=("loglikelihood",))
+    scored = make_result(tmp_path / "y", items, rng, modes=("loglikelihood",), scoring="loglikelihood")
     for arguments, message in ((["--general", *exams, fewer], "exam items differ"),
-                               (["--general", *exams, scored], "defined differently"),
+                               (["--general", *exams, scored],
+                                r"defined differently .* scoring = loglikelihood \(there generate\); eval"),
                                (["--runs", *runs], "run replay: validated on general de, general en")):
         with pytest.raises(UserError, match=message):
             make_page(tmp_path / "x.html", *arguments)

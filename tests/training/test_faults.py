@@ -68,10 +68,10 @@ def test_a_lock_names_its_holder_and_clears_what_was_left(tmp_path):
         run_folder.FolderLock(out)
     assert not out.exists()  # no run ever began there
     (out / "checkpoints" / "step-3.tmp").mkdir(parents=True)
-    for name in ("run.json.12.tmp", "notes.tmp"):
+    for name in ("run.json.12.tmp", "notes.tmp", "stopped"):  # the latter would requeue a job that fails now
         (out / name).touch()
     with run_folder.FolderLock(out) as lock:
-        assert [path.name for path in out.rglob("*.tmp")] == ["notes.tmp"] and lock.there()
+        assert {path.name for path in out.rglob("*")} == {"checkpoints", "lock", "notes.tmp"} and lock.there()
         out.rename(tmp_path / "away")
         assert not lock.there()
     (tmp_path / "full").mkdir()

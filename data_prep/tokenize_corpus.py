@@ -32,9 +32,10 @@ from mmed.evaluation.summary import aligned
 from mmed.tokenization.token_streams import StreamWriter, TokenStream, write_manifest
 from mmed.tokenizer import load_tokenizer
 from mmed.utils.errors import Parser, UsageError, UserError, main_guard
-from mmed.utils.files import leftovers, write_json
+from mmed.utils.files import leftovers, read_json, write_json
 
 HELD_OUT = "-held-out"
+ENDINGS = ("json", "idx", "bin")
 MOST_SOURCES = 6  # columns of a table; a corpus of articles may have a source for each journal
 
 
@@ -93,13 +94,20 @@ def find_others(streams: list[TokenStream], out: str, folder: Path) -> list[Path
     """What the finished streams do not use: files of an empty or earlier one, records of the parts, and what
     a killed run left."""
     used = {Path(f"{stream.prefix}.json") for stream in streams}.union(*(stream.hashes for stream in streams))
-    files = [Path(f"{out}{name}.{ending}") for name in ("", HELD_OUT) for ending in ("json", "idx", "bin")]
-    found = [file for file in files if file.exists()]
-    for file in files:
-        found += leftovers(file)
+    found = []
+    for prefix in (out, f"{out}{HELD_OUT}"):
+        if is_of(f"{prefix}.json", streams[0].meta["inputs"]):
+            for file in (Path(f"{prefix}.{ending}") for ending in ENDINGS):
+                found += [file] * file.exists() + leftovers(file)
     if folder.is_dir():
-        found += folder.iterdir()
+        found += [path for path in folder.iterdir() if path.name.endswith((*ENDINGS, ".tmp", ".lock"))]
     return [path for path in found if path not in used]
+
+
+def is_of(path: str, inputs: str) -> bool:
+    """Whether this .json is none or of a stream of these inputs: NAME-held-out may be a stream of its own."""
+    meta = read_json(path) if os.path.exists(path) else {"inputs": inputs}
+    return isinstance(meta, dict) and meta.get("inputs") == inputs
 
 
 def tokenize_corpus(inputs: Iterable[str | Path], tokenizer: str | Path, out: str | Path, *,

@@ -111,6 +111,20 @@ def test_a_stream_is_made_again_if_it_lost_a_file_or_its_input_or_split_changed(
     assert not list(folder.glob(f"s{HELD_OUT}*"))  # of the earlier split
 
 
+def test_a_finished_stream_leaves_files_of_others_alone(corpus):
+    root, _, _ = corpus
+    tokenize_corpus([root / "raw"], root / "tokenizer", root / "out" / "s")
+    tokenize_corpus([root / "raw" / "part0.jsonl"], root / "tokenizer", root / "out" / f"s{HELD_OUT}")
+    (root / "out" / "s.parts" / "mine").mkdir()
+    for name in ("s.parts/notes.txt", "s.bin.2024.x.tmp", "s.idx.bak.7.tmp", "S.bin.7.tmp"):
+        (root / "out" / name).touch()
+    before = tree(root / "out")
+    for name in ("s.bin.2024.tmp", "s.parts/part0.json"):  # of runs that were killed
+        (root / "out" / name).touch()
+    tokenize_corpus([root / "raw"], root / "tokenizer", root / "out" / "s")
+    assert tree(root / "out") == before and (root / "out" / "s.parts" / "mine").is_dir()
+
+
 @pytest.mark.parametrize(("held_out", "count"), [(0.04, 7), (0.03, 4)])  # one document is held out, or none
 def test_a_kill_at_any_write_leaves_what_an_uninterrupted_run_does(corpus, monkeypatch, held_out, count):
     """A dead process renames and deletes nothing more, not even its own temporary files."""

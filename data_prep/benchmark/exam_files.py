@@ -162,16 +162,19 @@ def write_folder(out: Path, files: Mapping[str, Iterable[dict]], report_name: st
     """Write JSONL files and a report; the folder is complete or absent, and replaces an earlier one."""
     out = out.resolve()
     temporary, old = temporary_name(out), temporary_name(out)
-    for path in leftovers(out):  # of runs that were killed
-        shutil.rmtree(path, ignore_errors=True)
     try:
         for name, rows in files.items():
             with atomic_write(temporary / name, "wb") as file:
                 file.writelines(json_line(row) for row in rows)
         write_json(temporary / report_name, report)
+        for path in leftovers(out):  # of killed runs; not earlier, for one may be the only complete folder
+            if path != temporary:
+                shutil.rmtree(path, ignore_errors=True)
         if out.exists():  # not removed here, where a kill would leave a part of it
             os.replace(out, old)
         os.replace(temporary, out)
     finally:
+        if old.exists() and not out.exists():
+            os.replace(old, out)
         for path in (temporary, old):
             shutil.rmtree(path, ignore_errors=True)

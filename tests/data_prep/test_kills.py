@@ -1,11 +1,13 @@
 """Commands killed at any write: the next start leaves what an uninterrupted run leaves."""
 import importlib
+import os
 from pathlib import Path
 
 import pytest
-from corpus_files import write
+from corpus_files import tree, write
 from killed_commands import check_restarts
 
+from data_prep.benchmark.exam_files import write_folder
 from mmed.tokenizer import train_sentencepiece
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="asks Linux which folder is open")
@@ -36,3 +38,27 @@ def test_a_killed_command_is_finished_by_the_next_start(inputs, tmp_path, monkey
     name, *arguments = command.split()
     main = importlib.import_module(f"data_prep.{name}").main
     check_restarts(lambda folder: main([*arguments, "--out", str(folder / "out")]), tmp_path, rng, most=12)
+
+
+def test_an_earlier_folder_is_deleted_only_once_the_new_one_is_complete(tmp_path, monkeypatch):
+    out = tmp_path / "exam"
+    replace, calls = os.replace, []
+
+    def interrupt_first(source: Path, target: Path) -> None:
+        if target == out and not calls:
+            calls.append(source)
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    write_folder(out, {"a.jsonl": [{"n": 1}]}, "counts.json", {})
+    before = tree(out)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", interrupt_first)
+        write_folder(out, {"a.jsonl": [{"n": 2}]}, "counts.json", {})
+    assert tree(tmp_path) == {f"exam/{name}": data for name, data in before.items()}
+    moved = out.rename(tmp_path / "exam.7.tmp")  # as by a run that was killed between the two renames
+    with pytest.raises(ZeroDivisionError):
+        write_folder(out, {"a.jsonl": ({"n": 1 / n} for n in (1, 0))}, "counts.json", {})
+    assert tree(moved) == before and [*tmp_path.iterdir()] == [moved]
+    write_folder(out, {"a.jsonl": [{"n": 1}]}, "counts.json", {})
+    assert tree(out) == before and [*tmp_path.iterdir()] == [out]

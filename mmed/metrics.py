@@ -25,9 +25,9 @@ FEWEST_ITEMS = 6  # for an interval: with fewer items, no two-sided sign-flip te
 
 Tokens = Sequence[str]
 Answer = str | Iterable[str]  # letters: "A,C" as MMedBench writes it, or ["A", "C"]
-# A word whose case says nothing: not C and c (antigens), nor Ab and aB (gametes), nor pairs as in GG, Gg, gg
-# and AaBb (genotypes). Of two letters, the one that begins a phrase in sentence case ("As needed").
-CASELESS = re.compile(r"\b(?!(?:(\w)(?i:\1))+\b)(?:\w{3,}|^[A-ZА-Я][a-zа-я](?= [a-zа-я]))")
+# A word whose case says nothing: not C and c (antigens), nor pairs as in GG, Gg, gg and AaBb (genotypes). Of
+# two letters, the one that begins a phrase in sentence case ("As needed"), unless it may be a gamete ("Ab").
+CASELESS = re.compile(r"\b(?!(?:(\w)(?i:\1))+\b)(?:\w{3,}|^[A-ZА-Я][ae-zа-я](?= [a-zа-я]))")
 
 
 def signature(metric: str, variant: str, tokens: str) -> str:

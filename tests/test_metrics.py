@@ -86,7 +86,8 @@ def test_pair_scores_are_the_single_scores_under_their_signatures(rng):
 OPTIONS = {"A": "aspirin", "B": "heparin", "C": " Heparin ", "D": "", "E": ""}
 GENOTYPES = {"A": "GG.", "B": "gg.", "C": "Gg.", "D": "无法确定."}  # CMMLU, as published
 ANTIGENS = {"A": "anti-C and e", "B": "anti-c and E", "C": "AaBb", "D": "AABb", "E": "Anti-C  and e"}
-PHRASES = {"A": "As needed", "B": "as  needed", "C": "Ab", "D": "ab", "E": "Aa parents", "F": "aa parents"}
+PHRASES = {"A": "As needed", "B": "as  needed", "C": "Ab", "D": "ab", "E": "Aa parents", "F": "aa parents",
+           "G": "Ab gametes", "H": "ab gametes"}
 
 
 @pytest.mark.parametrize(("prediction", "answer", "options", "right"), [
@@ -98,6 +99,7 @@ PHRASES = {"A": "As needed", "B": "as  needed", "C": "Ab", "D": "ab", "E": "Aa p
     ("B", "A", GENOTYPES, False), ("C", "A", GENOTYPES, False), ("A", "A", GENOTYPES, True),
     ("B", "A", ANTIGENS, False), ("D", "C", ANTIGENS, False), ("E", "A", ANTIGENS, True),
     ("B", "A", PHRASES, True), ("D", "C", PHRASES, False), ("F", "E", PHRASES, False),
+    ("H", "G", PHRASES, False),
 ])
 def test_exact_match_compares_sets_of_letters_and_equal_options(prediction, answer, options, right):
     assert exact_match(prediction, answer, options) is right

@@ -281,7 +281,8 @@ class Caller:
                 value = self.client.post(f"/{self.server.endpoint}", body=body, cast_to=object)
                 return read_reply(value) | (echoed_tokens(value) if "echo" in body else {})
             except self.openai.APIError as error:
-                limited = isinstance(error, self.openai.RateLimitError) and error.code != "insufficient_quota"
+                used_up = "insufficient_quota" in (error.code, error.type)
+                limited = isinstance(error, self.openai.RateLimitError) and not used_up
                 if not limited or attempt == self.server.retries:
                     failure = self.failure(error)
                     break

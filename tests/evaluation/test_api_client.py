@@ -93,6 +93,7 @@ def test_one_question_without_an_answer_does_not_end_the_exam(tmp_path, fault, t
 @pytest.mark.parametrize("fault, message", [
     (error(401, "bad key"), "item q: .*401: bad key; check the key"),
     (error(429, "no quota", code="insufficient_quota"), "429: no quota; the quota"),
+    (error(429, "no quota", code=429, type="insufficient_quota"), "429: no quota; the quota"),
     (error(400, "unknown field"), "no request was answered: 400: unknown field; --server_option NAME=none"),
     (None, "the connection failed"),
 ])
@@ -104,6 +105,7 @@ def test_a_fault_of_every_call_ends_the_run(tmp_path, fault, message):
             stub.url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(UserError, match=message):
         asked(stub, tmp_path, ["q"], retries=1)
+    assert len(stub.seen) <= 2
 
 
 def test_ten_failures_in_a_row_end_the_run_and_replies_are_kept(tmp_path):

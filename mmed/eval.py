@@ -63,6 +63,7 @@ SETTINGS = ("setting", "style", "mode", "scoring", "permutations", "shots", "cot
             "stop", "words", "limit", "equal_options")
 LOCAL_SETTINGS = ("batch_size", "too_long", "dtype", "chat_template", "bos")
 OWN_FILES = ("results.json", "predictions.jsonl", "predictions.jsonl.partial", "api_calls.jsonl")
+LOGS = (".log", ".txt", ".out", ".err")  # may be in the folder before a result is
 
 
 # ---- local models ------------------------------------------------------------------------------------------
@@ -227,8 +228,10 @@ def read_exam(config: EvalConfig) -> list[ExamItem]:
 def evaluate(config: EvalConfig) -> dict:
     """Run, score and write; return the summary. A finished result with the same settings is only shown."""
     items, server, out = read_exam(config), config.server, Path(config.out)
-    if out.is_dir() and any(out.iterdir()) and not any((out / name).is_file() for name in OWN_FILES):
-        raise UserError(f"{out}: contains files, but no result of this command; give another --out")
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    others = [name for name in found if not name.endswith(LOGS) and not name.startswith(".")]
+    if others and found.isdisjoint(OWN_FILES):
+        raise UserError(f"{out}: contains {min(others)}, but no result of this command; give another --out")
     settings = {name: getattr(config, name) for name in (*SETTINGS, *(() if server else LOCAL_SETTINGS))}
     if settings.get("dtype") == "auto":  # recorded as what it is on this machine
         settings["dtype"] = "bfloat16" if device_called(config.device).startswith("cuda") else "float32"

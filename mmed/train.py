@@ -192,7 +192,9 @@ def load_data(config: TrainConfig) -> tuple[Tokenizer | None, PretrainRows | Exa
     needed = (config.task != "pretrain" or config.tokenizer or config.model.startswith("shape:")
               or config.bos != "auto")
     if tokenizer is None and needed:
-        raise UserError(f"{folder}: no tokenizer.model or tokenizer.json there; give --tokenizer=FOLDER")
+        known = Path(folder).exists() or folder.startswith("shape:")
+        raise UserError(f"{folder}: " + ("no tokenizer.model or tokenizer.json there; give --tokenizer=FOLDER"
+                                         if known else "no such folder"))
     rows, shape = loader.make_rows(config, tokenizer), model_config(config, tokenizer)
     sizes = {stream.prefix: stream.vocab_size for stream in rows.streams}
     for name, size in ({folder: tokenizer.rows} if tokenizer else sizes).items():  # streams are of its ids

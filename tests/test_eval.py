@@ -114,6 +114,8 @@ def test_all_files_are_written_and_agree_with_each_other(finished):
 
 
 def test_leaderboard_files_contain_only_what_they_are_for(world, tmp_path):
+    for name in ("run.log", ".nfs1"):  # is there before the result
+        (tmp_path / name).touch()
     run(world, tmp_path, "--words", "official", "--limit", "2", "--mode", "rationale")
     header, *lines = read_csv(tmp_path / "rationale_similarity_metric.csv")
     assert header == ["Metric", *LANGUAGES]
@@ -212,17 +214,19 @@ def test_a_too_long_prompt_is_rejected_or_loses_its_beginning(world, bos_id):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--shots", "2"], "few-shot needs both"), (["--setting", "few-shot"], "few-shot needs both"),
-    (["--batch_size", "0"], "--batch_size"), (["--data", "nowhere"], "nowhere"),
+    (["--batch_size", "0"], "--batch_size"), (["--data", "nowhere"], "nowhere: no such file$"),
     (["--scoring", "generate,cloze"], "'cloze' is none of generate, loglikelihood, option_text, both"),
     (["--scoring", "option_text", "--permutations", "2"], "--permutations must be"),
     (["--cot"], "--cot needs --shots"), (["--model", "nowhere"], "nowhere: no such folder; .*hf download"),
-    (["--model", "run"], "run: a training run, .*; give --model run/model"),
-    (["--adapter", "run"], "run: a training run, .*; give --model run/model"),
-    (["--adapter", "lora"], "lora: a training run, .*; give --adapter lora/adapter"),
+    (["--model", "run"], "run: a training run, without config.json; its model is run/model"),
+    (["--adapter", "run"], "run: a training run, .*; its model is run/model"),
+    (["--adapter", "lora"], "lora: a training run, .*; its adapter is lora/adapter"),
+    (["--adapter", "merged"], "merged: a training run, .*; its adapter is merged/adapter"),
     (["--data", "raw.json"], r"raw.json:1: .* JSON object.*; python -m data_prep.mmedbench"),
     (["--data", "Raw.jsonl"], "'answer_idx' must be .*; python -m data_prep.mmedbench"),
+    (["--data", "lines.json"], "None; python -m data_prep.mmedbench converts an exam as published$"),
     (["--data", "lora"], "lora: no .*; python -m data_prep.mmedbench"),
-    (["--out", "run"], "run: contains files, but no result"),
+    (["--out", "run"], "run: contains model, but no result"),
     (["--api", "m"], "either --model"), (["--data", "Klingon.jsonl"], "unknown language 'Klingon'"),
     *((["--model", "", "--api", "m", *more], message) for more, message in (
         ([], "no such environment variable"), (["--scoring", "both"], "needs --completions"),
@@ -237,12 +241,14 @@ def test_wrong_options_are_rejected(world, tmp_path, monkeypatch, arguments, mes
     monkeypatch.chdir(tmp_path)
     shutil.copy(world / "Test" / "English.jsonl", "Klingon.jsonl")
     shutil.copytree(world / "model", "run/model")
-    Path("lora/adapter").mkdir(parents=True)
+    for folder in ("lora/adapter", "merged/adapter", "merged/model"):
+        Path(folder).mkdir(parents=True)
     Path("raw.json").write_text("[]")
-    write_lines(Path("Raw.jsonl"), {"question": "Why?", "options": {"A": "x", "B": "y"}, "answer": "A"})
+    for name in ("Raw.jsonl", "lines.json"):
+        write_lines(Path(name), {"question": "Why?", "options": {"A": "x", "B": "y"}, "answer": "A"})
     with pytest.raises(UserError, match=message) as caught:
         run(world, tmp_path / "out", *arguments)
-    assert isinstance(caught.value, UsageError) or re.search("nowhere|Klingon|run|lora|mmedbench", message)
+    assert isinstance(caught.value, UsageError) or re.search("nowhere|Klingon|run|mmedbench", message)
 
 
 # ---- scores by hand ----

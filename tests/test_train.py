@@ -318,6 +318,7 @@ def test_a_run_on_conversations_trains_the_answers_in_the_models_own_turns(world
 
 @pytest.mark.parametrize("extra, code, words", [
     (["--model=/no/such"], 1, ["/no/such: no such folder"]),
+    (["--tokenizer=/no/such"], 1, ["/no/such: no such folder"]),
     (["--data=/no/such/stream"], 1, ["/no/such/stream.json", "tokenize"]),
     (["--lr=1"], 2, ["--lr", "did you mean"]), (["--precision=fp16"], 2, ["--precision", "bf16"]),
     (["--data=,"], 2, ["--data=,", "each named once"]),
@@ -368,7 +369,7 @@ def test_a_model_without_tokenizer_trains_on_streams_that_fit_it(world, tmp_path
     shutil.copytree(world / "model", tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
     fails(arguments("--windows=official"), 2, "--windows=official", "--tokenizer")
     fails(arguments("--bos=no"), 1, "model: no tokenizer.model or tokenizer.json there; give --tokenizer")
-    fails(arguments("--bos=no", f"--model={tmp_path}"), 1, f"give --model {tmp_path}/model")
+    fails(arguments("--bos=no", f"--model={tmp_path}"), 1, f"its model is {tmp_path}/model")
     write_stream(tmp_path / "big", [[5, 900]] * 9)
     fails(arguments(f"--data={tmp_path}/big"), 1, "big: has ids up to 999", "340 rows")
     path = tmp_path / "model" / "config.json"

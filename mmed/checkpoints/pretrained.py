@@ -106,9 +106,9 @@ def config_in(folder: str | Path, name: str = "config.json") -> Path:
     if not folder.exists():
         raise UserError(f"{folder}: no such folder; a model of the Hugging Face Hub becomes one with "
                         "`hf download NAME --local-dir FOLDER`")
-    for part in ("model", "adapter"):
+    for part in ("adapter", "model") if name == "adapter_config.json" else ("model", "adapter"):
         if not (folder / name).exists() and (folder / part).is_dir():
-            raise UserError(f"{folder}: a training run, without {name}; give --{part} {folder / part}")
+            raise UserError(f"{folder}: a training run, without {name}; its {part} is {folder / part}")
     return folder / name
 
 

@@ -57,7 +57,8 @@ def stops_held_back() -> Iterator[list[int]]:
     """SIGINT and SIGTERM act after this block: callbacks of fork() swallow exceptions. Signals that are only
     blocked go to another thread, such as tqdm's, and act at once. Yields those that came."""
     came: list[int] = []
-    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in STOPS}
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in STOPS
+                if signal.getsignal(number) != signal.SIG_IGN}  # as of SIGINT in a script's background job
     try:
         yield came
     finally:
@@ -71,7 +72,8 @@ def _run_commands(step: Step, log: Path, prepare: Callable[[], None] | None, cam
     """Run the step's commands one after the other in a child process, with their output in `log`."""
     end_with_parent()
     for number in STOPS:
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     if came:
         sys.exit(EXIT_STOPPED)
     tqdm.set_lock(threading.RLock())  # the inherited one is shared: a step killed with it would stop the plan

@@ -210,19 +210,20 @@ import os, signal
 from pathlib import Path
 from data_prep.pipeline.plan import Step, run_plan
 from mmed.utils.errors import main_guard
-if {stop}:
-    os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+{first}
 main_guard(lambda: int(run_plan([Step("s", "s", [["step"]])], Path("out")) < 0))
 """
 
 
-@pytest.mark.parametrize(("stop", "step", "code", "message"), [
-    (True, "time.sleep(5)", 75, "start again with the same command"),
-    (False, "tqdm.get_lock().acquire(), os.kill(os.getpid(), 9)", 1, "step s failed (-9)")])
-def test_a_stop_during_a_fork_or_a_step_killed_while_it_reports_ends_the_plan(
-        tmp_path, stop, step, code, message):
+@pytest.mark.parametrize(("first", "step", "code", "message"), [
+    ("os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))", "time.sleep(5)", 75,
+     "start again with the same command"),
+    ("signal.signal(signal.SIGINT, signal.SIG_IGN)", "os.kill(os.getpid(), 2)", 0, "1 steps"),  # with & in sh
+    ("", "tqdm.get_lock().acquire(), os.kill(os.getpid(), 9)", 1, "step s failed (-9)")])
+def test_a_plan_heeds_a_stop_during_a_fork_and_survives_a_step_killed_while_it_reports(
+        tmp_path, first, step, code, message):
     (tmp_path / "step.py").write_text(f"import os, time\nfrom tqdm import tqdm\ndef main():\n    {step}\n")
-    done = subprocess.run([sys.executable, "-c", PLAN.format(stop=stop)], cwd=tmp_path, capture_output=True,
+    done = subprocess.run([sys.executable, "-c", PLAN.format(first=first)], cwd=tmp_path, capture_output=True,
                           text=True, timeout=100, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == code and message in done.stderr, done.stderr
 

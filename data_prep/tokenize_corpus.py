@@ -35,7 +35,7 @@ from mmed.utils.errors import Parser, UsageError, UserError, main_guard
 from mmed.utils.files import leftovers, read_json, write_json
 
 HELD_OUT = "-held-out"
-ENDINGS = ("json", "idx", "bin")
+ENDINGS = (".json", ".idx", ".bin")
 MOST_SOURCES = 6  # columns of a table; a corpus of articles may have a source for each journal
 
 
@@ -97,11 +97,11 @@ def find_others(streams: list[TokenStream], out: str, folder: Path) -> list[Path
     found = []
     for prefix in (out, f"{out}{HELD_OUT}"):
         if is_of(f"{prefix}.json", streams[0].meta["inputs"]):
-            for file in (Path(f"{prefix}.{ending}") for ending in ENDINGS):
-                found += [file] * file.exists() + leftovers(file)
+            for file in (Path(f"{prefix}{ending}") for ending in ENDINGS):
+                found += [file, *leftovers(file)]
     if folder.is_dir():
         found += [path for path in folder.iterdir() if path.name.endswith((*ENDINGS, ".tmp", ".lock"))]
-    return [path for path in found if path not in used]
+    return [path for path in found if path.exists() and path not in used]
 
 
 def is_of(path: str, inputs: str) -> bool:

@@ -116,8 +116,9 @@ def read_benchmark(folder_or_file: str | Path) -> list[ExamItem]:
         try:
             own = {item.key: item for item in read_items(file)}
         except UserError as error:
-            complete = file.suffix == ".jsonl" or CONVERT in str(error) or not file.exists()
-            raise error if complete else UserError(f"{error}; {CONVERT}") from None
+            if file.suffix == ".jsonl" or not file.exists() or CONVERT in str(error):
+                raise
+            raise UserError(f"{error}; {CONVERT}") from None
         if twice := own.keys() & items.keys():
             raise UserError(f"{file}: id {min(twice)!r} is also used in another file of the benchmark")
         items |= own

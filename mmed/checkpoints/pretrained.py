@@ -106,10 +106,13 @@ def config_in(folder: str | Path, name: str = "config.json") -> Path:
     if not folder.exists():
         raise UserError(f"{folder}: no such folder; a model of the Hugging Face Hub becomes one with "
                         "`hf download NAME --local-dir FOLDER`")
-    for part in ("adapter", "model") if name == "adapter_config.json" else ("model", "adapter"):
-        if not (folder / name).exists() and (folder / part).is_dir():
+    path, parts = folder / name, ["model", "adapter"]
+    if name == "adapter_config.json":
+        parts.reverse()
+    for part in parts:
+        if not path.exists() and (folder / part).is_dir():
             raise UserError(f"{folder}: a training run, without {name}; its {part} is {folder / part}")
-    return folder / name
+    return path
 
 
 def load_config(folder: str | Path) -> ModelConfig:
